@@ -1,0 +1,361 @@
+"""The `docker` tier: one hardened container per box, driven through the Engine API.
+
+Two users share a container: its main process (`sleep`, which ends the box when the lease does) has one, the
+executor and its commands have another, so that no command can end the box by killing everything it may.
+All talk goes over one long-lived exec; nothing is copied in or out through the engine.
+"""
+
+import contextlib
+import os
+import secrets
+import select
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import docker
+import docker.errors
+from docker.models.containers import Container
+from docker.types import LogConfig, Ulimit
+
+from envs.sandbox.contract import (
+    WORK_DIR,
+    Limits,
+    SandboxLostError,
+    SandboxStartError,
+    SandboxUnavailableError,
+)
+from envs.sandbox.executor_client import bootstrap_argv
+from envs.sandbox.executor_sandbox import ExecutorSandbox
+from envs.sandbox.images import BASE_IMAGE, ENGINE_ERRORS, connect, preflight
+
+MAIN_USER, COMMAND_USER = 65533, 65534
+LABEL = "worldsmith.box"
+OWNER_LABEL = "worldsmith.owner"
+EXPIRES_LABEL = "worldsmith.expires"
+DEFAULT_LEASE_S = 4 * 3600
+MUX_HEADER = struct.Struct(">BxxxI")
+
+
+def docker_box(
+    limits: Limits | None = None,
+    *,
+    image: str = BASE_IMAGE,
+    runtime: str | None = None,
+    lease_s: int = DEFAULT_LEASE_S,
+) -> ExecutorSandbox:
+    """A box that is not started yet.
+
+    Args:
+        image: Any image with a python3; nothing is added to it.
+        runtime: An OCI runtime that the engine knows, such as runsc or kata; default: the engine's.
+        lease_s: The box ends itself after so long, whatever became of us.
+    """
+    limits = limits or Limits()
+    return ExecutorSandbox(DockerCarrier(limits, image, runtime, lease_s), limits)
+
+
+def why_unavailable(image: str = BASE_IMAGE) -> str | None:
+    """None where an engine answers and has the image; else what is missing and its remedy."""
+    try:
+        client = connect(timeout_s=5)
+    except SandboxUnavailableError as error:
+        return str(error)
+    try:
+        preflight(client, [image])
+    except SandboxUnavailableError as error:
+        return str(error)
+    except ENGINE_ERRORS as error:
+        return f"the Docker engine fails: {str(error)[:200]}"
+    finally:
+        client.close()
+    return None
+
+
+def engine_version() -> str | None:
+    """The engine's version and default runtime; None where none answers."""
+    try:
+        client = connect(timeout_s=5)
+    except SandboxUnavailableError:
+        return None
+    try:
+        info = client.info()
+        return f"{info['ServerVersion']} {info['DefaultRuntime']} cgroup v{info.get('CgroupVersion', '1')}"
+    except ENGINE_ERRORS:
+        return None
+    finally:
+        client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A process of a machine since a moment, so that another one with the same number is not taken for it."""
+
+    boot: str
+    pid: int
+    start: int
+
+    @classmethod
+    def current(cls) -> "Owner":
+        return cls(_boot(), os.getpid(), _start_time(os.getpid()) or 0)
+
+    @classmethod
+    def parse(cls, text: str) -> "Owner | None":
+        parts = text.split(":")
+        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+            return None
+        return cls(parts[0], int(parts[1]), int(parts[2]))
+
+    def __str__(self) -> str:
+        return f"{self.boot}:{self.pid}:{self.start}"
+
+    def is_known_dead(self) -> bool:
+        """False also where this machine cannot know, as for a process of another one."""
+        return self.boot == _boot() and _start_time(self.pid) != self.start
+
+
+def reap() -> list[str]:
+    """Remove boxes whose owner is dead or whose lease is over; the names of what was removed."""
+    client = connect()
+    removed = []
+    try:
+        for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
+            owner = Owner.parse(container.labels.get(OWNER_LABEL, ""))
+            expires = container.labels.get(EXPIRES_LABEL, "0")
+            is_over = not expires.isdigit() or int(expires) < time.time()
+            if is_over or owner is None or owner.is_known_dead():
+                with contextlib.suppress(docker.errors.APIError):
+                    container.remove(force=True, v=True)
+                    removed.append(container.labels[LABEL])
+    except ENGINE_ERRORS as error:
+        raise SandboxUnavailableError(f"the Docker engine fails: {str(error)[:200]}") from None
+    finally:
+        client.close()
+    return removed
+
+
+def container_options(limits: Limits, lease_s: int) -> dict[str, Any]:
+    """Every wall of a box, as the Engine API takes them. Seccomp stays the engine's default."""
+    sized = f"size={limits.tmp_mb}m,nr_inodes={limits.inodes},nosuid,nodev,exec"
+    return {
+        "command": ["sleep", str(lease_s)],
+        "init": True,
+        "user": f"{MAIN_USER}:{MAIN_USER}",
+        "cap_drop": ["ALL"],
+        "security_opt": ["no-new-privileges"],
+        "network_mode": "none",
+        "ipc_mode": "private",
+        "pids_limit": limits.pids,
+        "mem_limit": limits.memory_mb << 20,
+        "memswap_limit": limits.memory_mb << 20,
+        "nano_cpus": int(min(limits.cpu, os.cpu_count() or 1) * 1e9),
+        "read_only": True,
+        "tmpfs": {
+            "/tmp": f"{sized},mode=1777",
+            WORK_DIR: f"{sized},mode=755,uid={COMMAND_USER},gid={COMMAND_USER}",
+        },
+        "shm_size": min(limits.tmp_mb, 64) << 20,
+        "ulimits": [
+            Ulimit(name="nofile", soft=limits.nofile, hard=limits.nofile),
+            Ulimit(name="core", soft=0, hard=0),
+        ],
+        "log_config": LogConfig(type="none"),
+        "hostname": "box",
+        "working_dir": WORK_DIR,
+        "auto_remove": True,
+        "labels": {
+            LABEL: f"docker-{os.getpid()}-{secrets.token_hex(4)}",
+            OWNER_LABEL: str(Owner.current()),
+            EXPIRES_LABEL: str(int(time.time()) + lease_s),
+        },
+    }
+
+
+class DockerCarrier:
+    """Starts a container and one exec in it."""
+
+    tier = "docker"
+    work_dir = WORK_DIR
+
+    def __init__(self, limits: Limits, image: str, runtime: str | None, lease_s: int) -> None:
+        self._limits = limits
+        self._image = image
+        self._runtime = runtime
+        self._lease_s = lease_s
+        self._client: docker.DockerClient | None = None
+        self._container: Container | None = None
+        self._transport: ExecSocket | None = None
+        self._exec_id = ""
+
+    @property
+    def name(self) -> str:
+        return self._container.labels[LABEL] if self._container else "docker"
+
+    @property
+    def container_id(self) -> str | None:
+        return self._container.id if self._container else None
+
+    def start(self) -> "ExecSocket":
+        self._client = connect()
+        options = container_options(self._limits, self._lease_s)
+        if self._runtime is not None:
+            options["runtime"] = self._runtime
+        try:
+            self._container = self._client.containers.create(self._image, **options)
+            self._container.start()
+            self._transport = self._open_executor(self._client)
+        except docker.errors.ImageNotFound:
+            self.stop()
+            raise SandboxUnavailableError(
+                f"missing images: {self._image}; run: worldsmith images build"
+            ) from None
+        except ENGINE_ERRORS as error:
+            self.stop()
+            raise SandboxStartError(f"tier docker: {str(error)[:300]}") from None
+        return self._transport
+
+    def _open_executor(self, client: docker.DockerClient) -> "ExecSocket":
+        api = client.api
+        created = api.exec_create(
+            self.container_id,
+            bootstrap_argv("python3", "boxed"),
+            stdin=True,
+            stdout=True,
+            stderr=True,
+            user=f"{COMMAND_USER}:{COMMAND_USER}",
+            workdir=WORK_DIR,
+        )
+        self._exec_id = created["Id"]
+        stream: Any = api.exec_start(self._exec_id, socket=True)
+        try:
+            # A descriptor of our own: the SDK's objects may then go as they please.
+            return ExecSocket(socket.socket(fileno=os.dup(stream.fileno())))
+        finally:
+            stream._response.close()
+            stream.close()
+
+    def reconnect(self) -> "ExecSocket | None":
+        """A new executor, which first kills the old one, where the container still runs."""
+        if self._container is None or self._client is None:
+            return None
+        try:
+            self._container.reload()
+            if self._container.status != "running":
+                return None
+            self._transport = self._open_executor(self._client)
+        except ENGINE_ERRORS:
+            return None
+        return self._transport
+
+    def oom_kills(self) -> int:
+        return 0  # the executor reads the container's own counter
+
+    def why_lost(self) -> str:
+        if self._container is None or self._client is None:
+            return ""
+        try:
+            self._container.reload()
+            state = self._container.attrs["State"]
+            if not state["Running"]:
+                memory = ", out of memory" if state.get("OOMKilled") else ""
+                return f"its container is {state['Status']} (exit code {state['ExitCode']}{memory})"
+            code = self._client.api.exec_inspect(self._exec_id)["ExitCode"] if self._exec_id else None
+        except docker.errors.NotFound:
+            return "its container is gone"
+        except ENGINE_ERRORS:
+            return "the Docker engine no longer answers"
+        said = self._transport.complaint if self._transport else ""
+        return f"its container runs, its executor ended with exit code {code} {said}".rstrip()
+
+    def stop(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        if self._container is not None:
+            # Where the engine fails, the lease ends the box; where the box is gone, nothing is left to do.
+            with contextlib.suppress(*ENGINE_ERRORS):
+                self._container.remove(force=True, v=True)
+            self._container = None
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class ExecSocket:
+    """The stdio of one exec over the engine's socket, on which stdout and stderr come in labelled pieces."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._connection.setblocking(False)
+        self._left_in_piece = 0
+        self.complaint = ""
+        """The beginning of what the executor wrote to stderr, which it does only when it cannot start."""
+
+    def send(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            self._wait(select.POLLOUT, deadline)
+            try:
+                view = view[self._connection.send(view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise SandboxLostError(f"the box no longer takes commands ({error.strerror})") from None
+
+    def receive(self, max_bytes: int, deadline: float) -> bytes:
+        while not self._left_in_piece:
+            header = b""
+            while len(header) < MUX_HEADER.size:
+                header += self._receive_some(MUX_HEADER.size - len(header), deadline)
+            kind, length = MUX_HEADER.unpack(header)
+            if kind == 1:
+                self._left_in_piece = length
+                continue
+            while length:
+                piece = self._receive_some(min(length, 4096), deadline)
+                length -= len(piece)
+                self.complaint = (self.complaint + piece.decode("utf-8", "replace"))[:500]
+        data = self._receive_some(min(max_bytes, self._left_in_piece), deadline)
+        self._left_in_piece -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _receive_some(self, max_bytes: int, deadline: float) -> bytes:
+        while True:
+            self._wait(select.POLLIN, deadline)
+            try:
+                data = self._connection.recv(max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise SandboxLostError(f"the engine closed the connection ({error.strerror})") from None
+            if not data:
+                raise SandboxLostError("the box's executor ended")
+            return data
+
+    def _wait(self, event: int, deadline: float) -> None:
+        left_s = deadline - time.monotonic()
+        poller = select.poll()
+        poller.register(self._connection, event)
+        if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
+            raise SandboxLostError("the box stopped answering")
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _start_time(pid: int) -> int | None:
+    """In ticks since the machine booted; None where there is no such process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None

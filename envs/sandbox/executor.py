@@ -1,0 +1,400 @@
+"""Runs inside a box: takes commands over its stdin, runs them, answers over its stdout; one file alone.
+
+It is sent into the box as text and must run on Debian 12's python3-minimal: it uses ast, contextlib, errno,
+os, select, signal, stat, struct, sys and time, and ctypes, where the box has it, to hide its own memory. A
+frame is two big-endian uint32 (length of header, length of body), a JSON header of integers and two plain
+words (`nonce`, `op`), and raw bytes. Texts travel in the body; the header holds their lengths. Every reply
+repeats the request's nonce, which no command can know.
+
+Three modes say how far its duty to leave no process behind reaches: `init` (it is PID 1 and sees every
+orphan), `boxed` (another init is PID 1; processes of its own user are its own), `group` (no PID namespace:
+its children and, as a subreaper, their orphans).
+"""
+# pathlib would double the time that this file takes to start.
+# ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
+
+import ast
+import contextlib
+import errno
+import os
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+
+VERSION = 1
+LENGTHS = struct.Struct(">II")
+GRACE_S, GIVE_UP_S = 1.0, 3.0
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+# The kernel prefers a process with a higher score when the box is out of memory: commands, not the executor.
+VICTIM_SCORE = b"600"
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+Reply = tuple[dict[str, int], bytes]
+HELD_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+DEFAULT_SIGNALS = (*HELD_SIGNALS, signal.SIGPIPE, signal.SIGCHLD)
+RESULT_FIELDS = (
+    *("exit_code", "stdout", "stderr", "stdout_cut", "stderr_cut"),
+    *("timed_out", "flooded", "oom", "leftover", "duration_us"),
+)
+
+
+def pack_reply(nonce: str, fields: dict[str, int], body: bytes) -> bytes:
+    """One frame; the JSON is written by hand, as python3-minimal has no json module."""
+    numbers = "".join(f', "{name}": {value}' for name, value in fields.items())
+    header = f'{{"nonce": "{nonce}"{numbers}}}'.encode("ascii")
+    return LENGTHS.pack(len(header), len(body)) + header + body
+
+
+class Capture:
+    """One output stream: the first and the last half of `cap` bytes are kept, the rest is counted."""
+
+    def __init__(self, fd: int, cap: int) -> None:
+        self.fd = fd
+        self.total = 0
+        self._cap = cap
+        self._head, self._tail = bytearray(), bytearray()
+        os.set_blocking(fd, False)
+
+    def read_once(self) -> bool:
+        """False at the end of the stream or when nothing more is there now."""
+        try:
+            data = os.read(self.fd, 1 << 16)
+        except BlockingIOError:
+            return False
+        self.total += len(data)
+        room = self._cap // 2 - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+        self._tail += data[max(room, 0) :]
+        if len(self._tail) > 2 * self._cap + (1 << 16):
+            del self._tail[: self._cap // 2 - self._cap]
+        return bool(data)
+
+    def finish(self) -> tuple[bytes, int]:
+        """Read what is left (a pipe holds at most 1 MiB), close; the kept bytes and the number dropped."""
+        reads = 0
+        while reads < 64 and self.read_once():
+            reads += 1
+        os.close(self.fd)
+        kept = bytes(self._head + self._tail[self._cap // 2 - self._cap :])
+        return kept, self.total - len(kept)
+
+
+class Call:
+    """One command while it runs."""
+
+    def __init__(self, pid: int, stdin_fd: int, stdin: bytes, streams: tuple[Capture, Capture]) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        self.stdin_fd = stdin_fd
+        self.stdin = memoryview(stdin)
+        self.streams = streams
+        self.poller = select.poll()
+        for stream in streams:
+            self.poller.register(stream.fd, select.POLLIN)
+        os.set_blocking(stdin_fd, False)
+        if stdin:
+            self.poller.register(stdin_fd, select.POLLOUT)
+        else:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        if self.stdin_fd >= 0:
+            os.close(self.stdin_fd)
+            self.stdin_fd = -1
+
+    def feed_stdin(self) -> None:
+        try:
+            written = os.write(self.stdin_fd, self.stdin[: 1 << 16])
+        except BlockingIOError:
+            return
+        except OSError:  # the command closed its end: what is left is lost, as in a shell's pipe
+            written = len(self.stdin)
+        self.stdin = self.stdin[written:]
+        if not self.stdin:
+            self.poller.unregister(self.stdin_fd)
+            self.close_stdin()
+
+    def handle(self, fd: int) -> None:
+        if fd == self.stdin_fd:
+            self.feed_stdin()
+            return
+        for stream in self.streams:
+            if fd == stream.fd and not stream.read_once():
+                self.poller.unregister(fd)
+
+
+class Executor:
+    """Serves requests from stdin until it closes; then ends whatever still runs and returns."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        # Opened before it hides: a hidden process may not open its own /proc files.
+        self.oom_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        self.hidden = _prctl(PR_SET_DUMPABLE, 0)
+        if mode == "group":
+            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        for number in HELD_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        self.wake_fd, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        if mode == "boxed":
+            self.end_others()  # of an executor before this one, which a command has killed
+
+    def serve(self) -> None:
+        operations = {"hello": self.hello, "exec": self.execute, "read": self.read, "write": self.write}
+        while True:
+            lengths = read_exactly(LENGTHS.size)
+            if lengths is None:
+                break
+            header, body = (read_exactly(length) for length in LENGTHS.unpack(lengths))
+            if header is None or body is None:
+                break
+            request = ast.literal_eval(header.decode("ascii"))
+            try:
+                fields, reply_body = operations[request["op"]](request, body)
+            except OSError as error:
+                fields, reply_body = {"errno": error.errno or errno.EIO}, b""
+            write_all(1, pack_reply(request["nonce"], fields, reply_body))
+        self.end_others()
+
+    def hello(self, request: dict, body: bytes) -> Reply:
+        return {"version": VERSION, "uid": os.getuid(), "pid": os.getpid(), "hidden": int(self.hidden)}, b""
+
+    def execute(self, request: dict, body: bytes) -> Reply:
+        argv, env, cwd, stdin = _texts(request, body)
+        started = time.monotonic()
+        ooms = _oom_kills() if self.mode == "boxed" else 0
+        try:
+            os.chdir(cwd)
+        except OSError as error:
+            return _refused(cwd, error, folder=True)
+        try:
+            call = self.spawn(argv, env, (stdin, request["cap"]))
+        except OSError as error:
+            return _refused(argv[0], error, folder=False)
+        timed_out, flooded = self.wait(call, started + request["timeout_ms"] / 1000, request["flood"])
+        call.close_stdin()
+        leftover = self.end_others()
+        (out, out_cut), (err, err_cut) = (stream.finish() for stream in call.streams)
+        code = 128 + signal.SIGKILL if call.status is None else os.waitstatus_to_exitcode(call.status)
+        values = (128 - code if code < 0 else code, len(out), len(err), out_cut, err_cut, timed_out, flooded)
+        killed = self.mode == "boxed" and code != 0 and _oom_kills() > ooms
+        duration_us = int((time.monotonic() - started) * 1e6)
+        return _result(*values, killed, leftover, duration_us), out + err
+
+    def spawn(self, argv: list[bytes], env: dict[bytes, bytes], io: tuple[bytes, int]) -> Call:
+        """Start a command; posix_spawn, as a fork would copy this process's page tables each time."""
+        stdin, cap = io
+        program = _find(argv[0], env.get(b"PATH", b""))
+        (in_r, in_w), (out_r, out_w), (err_r, err_w) = [os.pipe() for _ in range(3)]
+        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((in_r, out_w, err_w))]
+        try:
+            self.set_oom_score(VICTIM_SCORE)  # inherited by the command
+            options = {"setsid": True, "setsigmask": (), "setsigdef": DEFAULT_SIGNALS}
+            pid = os.posix_spawn(program, argv, env, file_actions=actions, **options)
+        except OSError:
+            for end in (in_w, out_r, err_r):
+                os.close(end)
+            raise
+        finally:
+            self.set_oom_score(b"0")
+            for end in (in_r, out_w, err_w):
+                os.close(end)
+        return Call(pid, in_w, stdin, (Capture(out_r, cap), Capture(err_r, cap)))
+
+    def set_oom_score(self, score: bytes) -> None:
+        # A kernel that refuses this may end the whole box instead, which the host reports as lost.
+        with contextlib.suppress(OSError):
+            os.pwrite(self.oom_fd, score, 0)
+
+    def wait(self, call: Call, deadline: float, flood: int) -> tuple[bool, bool]:
+        """Until the command's first process has ended: SIGTERM at the deadline, SIGKILL a grace later."""
+        call.poller.register(self.wake_fd, select.POLLIN)
+        call.poller.register(0, 0)  # reports only that the host has hung up
+        timed_out = flooded = False
+        give_up = deadline
+        alarms = [(deadline, signal.SIGTERM), (deadline + GRACE_S, signal.SIGKILL)]
+        while call.status is None:
+            now = time.monotonic()
+            if not flooded and sum(stream.total for stream in call.streams) > flood:
+                flooded, alarms = True, [(now, signal.SIGKILL)]
+            wait_s = (alarms[0][0] if alarms else give_up) - now
+            if wait_s > 0:
+                for fd, _ in call.poller.poll(wait_s * 1000 + 1):
+                    if fd == 0:
+                        self.end_others()
+                        raise BrokenPipeError
+                    if fd == self.wake_fd:
+                        self.reap(call)
+                    else:
+                        call.handle(fd)
+            elif alarms:
+                timed_out = timed_out or not flooded
+                self.end_call(call, alarms.pop(0)[1])
+                give_up = now + GIVE_UP_S
+            else:
+                break
+        return timed_out, flooded
+
+    def end_call(self, call: Call, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(call.pid, number)
+        if number == signal.SIGKILL:
+            self.kill_others()
+
+    def reap(self, call: Call | None = None) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.wake_fd, 512):
+                pass
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if call is not None and pid == call.pid:
+                    call.status = status
+
+    def others(self) -> list[int]:
+        """What a command may have left: children, orphans among them, or else processes of the same user."""
+        marker = b"\nUid:\t%d\t" % os.getuid() if self.mode == "boxed" else b"\nPPid:\t%d\n" % os.getpid()
+        found = []
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/status", "rb") as file:
+                    if marker in file.read():
+                        found.append(int(name))
+        return found
+
+    def kill_others(self) -> None:
+        # In one go, as a fork between a look and a kill would escape. A PID namespace bounds it; in `boxed`
+        # mode this is not root, so that neither init nor the container's main process is hit.
+        for pid in self.others() if self.mode == "group" else (-1,):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+
+    def end_others(self) -> int:
+        """Kill and reap until nobody is left; the number of processes that would not go."""
+        give_up = time.monotonic() + GIVE_UP_S
+        while True:
+            self.kill_others()
+            self.reap()
+            left = len(self.others())
+            if not left or time.monotonic() > give_up:
+                return left
+            time.sleep(0.0005)
+
+    def read(self, request: dict, body: bytes) -> Reply:
+        fd = os.open(body, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return {"size": _regular(fd)}, os.pread(fd, request["length"], request["offset"])
+        finally:
+            os.close(fd)
+
+    def write(self, request: dict, body: bytes) -> Reply:
+        path, data = body[: request["path"]], body[request["path"] :]
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        if request["offset"] == 0:
+            flags |= os.O_CREAT | os.O_TRUNC
+            os.makedirs(os.path.dirname(path) or b".", exist_ok=True)
+        fd = os.open(path, flags, 0o644)
+        try:
+            _regular(fd)
+            os.lseek(fd, request["offset"], os.SEEK_SET)
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+        return {"written": len(data)}, b""
+
+
+def _prctl(option: int, value: int) -> bool:
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
+    return False
+
+
+def _find(program: bytes, path: bytes) -> bytes:
+    """A program as execvp finds it, in the command's own PATH."""
+    if b"/" in program:
+        return program
+    for folder in path.split(b":"):
+        candidate = folder + b"/" + program
+        if folder and os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+
+
+def _texts(request: dict, body: bytes) -> tuple[list[bytes], dict[bytes, bytes], bytes, bytes]:
+    """A command's argv, environment, folder and stdin, out of the body."""
+    env_at = request["argv"]
+    cwd_at = env_at + request["env"]
+    stdin_at = cwd_at + request["cwd"]
+    pairs = [item.split(b"=", 1) for item in body[env_at:cwd_at].split(b"\0") if item]
+    return body[:env_at].split(b"\0"), dict(pairs), body[cwd_at:stdin_at], body[stdin_at:]
+
+
+def _refused(program: bytes, error: OSError, *, folder: bool) -> Reply:
+    """As a shell answers for a command that it cannot start."""
+    message = b"cannot %s %s: " % (b"enter" if folder else b"run", program)
+    message += (error.strerror or "unknown error").encode() + b"\n"
+    exit_code = 127 if error.errno == errno.ENOENT and not folder else 126
+    return _result(exit_code, 0, len(message)), message
+
+
+def _result(*values: int) -> dict[str, int]:
+    """A result's fields in their order; what is left out is 0."""
+    return dict.fromkeys(RESULT_FIELDS, 0) | dict(zip(RESULT_FIELDS, map(int, values), strict=False))
+
+
+def _oom_kills() -> int:
+    for path in OOM_COUNTERS:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    return 0
+
+
+def _regular(fd: int) -> int:
+    """The size of a regular file; anything else raises."""
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EISDIR, "")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "")
+    return status.st_size
+
+
+def read_exactly(length: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < length:
+        data += (chunk := os.read(0, min(1 << 20, length - len(data))))
+        if not chunk:
+            return None
+    return bytes(data)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def main() -> None:
+    mode = sys.argv[1]
+    if mode == "init" and os.getpid() != 1:
+        sys.exit("executor: mode init needs to be PID 1; killing every other process would be an accident")
+    if mode == "boxed" and (os.getuid() == 0 or os.getpid() == 1):
+        sys.exit("executor: mode boxed needs a user of its own below another init")
+    os.umask(0o022)
+    with contextlib.suppress(BrokenPipeError):  # the host is gone, and with it everybody who could be told
+        Executor(mode).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The host's side of the executor: sends it into a box, asks, and believes nothing that comes back.
+
+A reply is checked for length before it is read, for form and range after; anything that our executor never
+says is a SandboxProtocolError, and the box is closed. No class names, no pickles, no paths come from a box.
+"""
+
+import json
+import math
+import os
+import secrets
+import select
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from envs.sandbox import executor
+from envs.sandbox.contract import (
+    BASE_ENVIRONMENT,
+    DEFAULT_TIMEOUT_S,
+    ExecResult,
+    FileTooLargeError,
+    Limits,
+    SandboxLostError,
+    SandboxProtocolError,
+)
+
+START_TIMEOUT_S = 20.0
+SLACK_S = 10.0
+"""How much longer than a command's timeout the host waits: for grace, kills and a busy machine."""
+MAX_HEADER_BYTES = 4096
+MAX_STDIN_BYTES = 64 << 20
+CHUNK_BYTES = 4 << 20
+
+BOOTSTRAP = (
+    "import os,sys\n"
+    "n=int(sys.argv[2]);b=b''\n"
+    "while len(b)<n:\n"
+    " c=os.read(0,n-len(b))\n"
+    " if not c:sys.exit(1)\n"
+    " b+=c\n"
+    "exec(compile(b,'executor.py','exec'),{'__name__':'__main__'})"
+)
+"""Reads the executor's text from stdin and becomes it, so that no image has to carry one."""
+
+
+def executor_source() -> bytes:
+    return Path(executor.__file__).read_bytes()
+
+
+def bootstrap_argv(python: str, mode: str) -> list[str]:
+    """What a box runs as its executor; `mode` as in executor.py."""
+    return [python, "-ISB", "-c", BOOTSTRAP, mode, str(len(executor_source()))]
+
+
+class Transport(Protocol):
+    """A pair of byte streams to an executor; SandboxLostError at their end or at the deadline."""
+
+    def send(self, data: bytes, deadline: float) -> None: ...
+
+    def receive(self, max_bytes: int, deadline: float) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class PipeTransport:
+    """Two file descriptors, as a subprocess has them; owns and closes them."""
+
+    def __init__(self, write_fd: int, read_fd: int) -> None:
+        self._write_fd = write_fd
+        self._read_fd = read_fd
+        self._open = True
+        os.set_blocking(write_fd, False)
+        os.set_blocking(read_fd, False)
+        self._writable = select.poll()
+        self._writable.register(write_fd, select.POLLOUT)
+        self._readable = select.poll()
+        self._readable.register(read_fd, select.POLLIN)
+
+    @classmethod
+    def of(cls, process: subprocess.Popen[bytes]) -> "PipeTransport":
+        """Takes over both pipes of a process."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin as stdin, process.stdout as stdout:
+            return cls(os.dup(stdin.fileno()), os.dup(stdout.fileno()))
+
+    def send(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            _wait(self._writable, deadline)
+            try:
+                view = view[os.write(self._write_fd, view) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise SandboxLostError(f"the box no longer takes commands ({error.strerror})") from None
+
+    def receive(self, max_bytes: int, deadline: float) -> bytes:
+        while True:
+            _wait(self._readable, deadline)
+            try:
+                data = os.read(self._read_fd, max_bytes)
+            except BlockingIOError:
+                continue
+            if not data:
+                raise SandboxLostError("the box's executor ended")
+            return data
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._write_fd)
+            os.close(self._read_fd)
+
+
+def _wait(poller: select.poll, deadline: float) -> None:
+    left_s = deadline - time.monotonic()
+    if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
+        raise SandboxLostError("the box stopped answering")
+
+
+class ExecutorClient:
+    """Commands and files of one box, over one transport. Once lost, every call raises SandboxLostError."""
+
+    def __init__(self, transport: Transport, *, limits: Limits, work_dir: str, box: str) -> None:
+        self._transport = transport
+        self._limits = limits
+        self._work_dir = work_dir
+        self._box = box
+        self._lost: str | None = None
+        self._environment = {**BASE_ENVIRONMENT, "HOME": work_dir}
+
+    def start(self, timeout_s: float = START_TIMEOUT_S) -> Mapping[str, int]:
+        """Send the executor's text and greet it; what it says about itself."""
+        deadline = time.monotonic() + timeout_s
+        self._transport.send(executor_source(), deadline)
+        fields, _ = self._call({"op": "hello"}, b"", deadline, 0, _HELLO_FIELDS)
+        if fields["version"] != executor.VERSION:
+            raise self._violation(f"it speaks version {fields['version']}, not {executor.VERSION}")
+        return fields
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        output_cap_bytes: int | None = None,
+    ) -> ExecResult:
+        """As `Sandbox.exec` promises."""
+        cap = self._limits.output_cap_bytes if output_cap_bytes is None else output_cap_bytes
+        _check_call(argv, stdin, timeout_s, cap)
+        items = [f"{key}={value}" for key, value in {**self._environment, **(env or {})}.items()]
+        texts = [_text("argv", argv), _text("env", items), _text("cwd", [self._path(cwd or "")])]
+        request: dict[str, int | str] = {"op": "exec", "timeout_ms": int(timeout_s * 1000), "cap": cap}
+        request |= {"flood": self._limits.flood_bytes}
+        request |= dict(zip(("argv", "env", "cwd"), map(len, texts), strict=True))
+        deadline = time.monotonic() + timeout_s + SLACK_S
+        fields, body = self._call(request, b"".join(texts) + stdin, deadline, 2 * cap, _EXEC_FIELDS)
+        if fields["stdout"] + fields["stderr"] != len(body) or max(fields["stdout"], fields["stderr"]) > cap:
+            raise self._violation("the lengths of its output do not add up")
+        if fields["exit_code"] > 255:
+            raise self._violation(f"exit code {fields['exit_code']}")
+        if fields["leftover"]:
+            raise self._lose(f"{fields['leftover']} processes survived SIGKILL")
+        return ExecResult(
+            exit_code=fields["exit_code"],
+            stdout=body[: fields["stdout"]],
+            stderr=body[fields["stdout"] :],
+            stdout_cut_bytes=fields["stdout_cut"],
+            stderr_cut_bytes=fields["stderr_cut"],
+            timed_out=bool(fields["timed_out"]),
+            flooded=bool(fields["flooded"]),
+            oom_killed=bool(fields["oom"]),
+            duration_s=fields["duration_us"] / 1e6,
+        )
+
+    def read_file(self, path: str, *, max_bytes: int = 32 << 20) -> bytes:
+        """As `Sandbox.read_file` promises."""
+        body = _text("path", [self._path(path)])
+        data = bytearray()
+        while True:
+            length = min(CHUNK_BYTES, max_bytes + 1 - len(data))
+            request: dict[str, int | str] = {"op": "read", "offset": len(data), "length": length}
+            deadline = time.monotonic() + SLACK_S
+            fields, chunk = self._call(request, body, deadline, length, ("size",))
+            self._raise_errno(fields, path)
+            data += chunk
+            if len(data) > max_bytes:
+                raise FileTooLargeError(f"{path} in the box is longer than {max_bytes} bytes")
+            if len(chunk) < length:
+                return bytes(data)
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """As `Sandbox.write_file` promises."""
+        target = _text("path", [self._path(path)])
+        for offset in range(0, max(len(data), 1), CHUNK_BYTES):
+            request: dict[str, int | str] = {"op": "write", "path": len(target), "offset": offset}
+            chunk = data[offset : offset + CHUNK_BYTES]
+            fields, _ = self._call(request, target + chunk, time.monotonic() + SLACK_S, 0, ("written",))
+            self._raise_errno(fields, path)
+
+    def close(self) -> None:
+        self._lost = self._lost or "it was closed"
+        self._transport.close()
+
+    def _path(self, path: str) -> str:
+        return str(Path(self._work_dir) / path)
+
+    def _call(
+        self,
+        request: dict[str, int | str],
+        body: bytes,
+        deadline: float,
+        max_body: int,
+        names: tuple[str, ...],
+    ) -> tuple[dict[str, int], bytes]:
+        """One request and its checked reply: integers under exactly `names` (or `errno`), and a body."""
+        if self._lost is not None:
+            raise SandboxLostError(f"box {self._box}: {self._lost}")
+        nonce = secrets.token_hex(8)
+        try:
+            self._transport.send(_frame({"nonce": nonce, **request}, body), deadline)
+            lengths = self._receive(executor.LENGTHS.size, deadline)
+            header_length, body_length = executor.LENGTHS.unpack(lengths)
+            if header_length > MAX_HEADER_BYTES or body_length > max_body:
+                raise self._violation(f"a frame of {header_length} + {body_length} bytes")
+            header = self._receive(header_length, deadline)
+            reply_body = self._receive(body_length, deadline)
+        except SandboxProtocolError:
+            raise
+        except SandboxLostError as error:
+            raise self._lose(str(error)) from None
+        except BaseException:
+            # Ctrl-C between a request and its reply: the next reply would answer the wrong request.
+            self._lose("a call was interrupted")
+            raise
+        return self._checked(header, nonce, names), reply_body
+
+    def _receive(self, length: int, deadline: float) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            data += self._transport.receive(min(1 << 20, length - len(data)), deadline)
+        return bytes(data)
+
+    def _checked(self, header: bytes, nonce: str, names: tuple[str, ...]) -> dict[str, int]:
+        try:
+            reply = json.loads(header)
+        except (ValueError, RecursionError):
+            raise self._violation("a header that is not JSON") from None
+        if not isinstance(reply, dict) or reply.pop("nonce", None) != nonce:
+            raise self._violation("a reply to another request")
+        if set(reply) not in (set(names), {"errno"}):
+            raise self._violation(f"unexpected fields {sorted(map(str, reply))[:20]}")
+        for name, value in reply.items():
+            if type(value) is not int or not 0 <= value < 1 << 62:
+                raise self._violation(f"{name} is not a count")
+        if "errno" in reply and names in (_EXEC_FIELDS, _HELLO_FIELDS):
+            raise self._violation(f"operating system error {reply['errno']}")
+        return reply
+
+    def _raise_errno(self, fields: Mapping[str, int], path: str) -> None:
+        if "errno" in fields:
+            number = min(fields["errno"], 4095)
+            raise OSError(number, os.strerror(number), path)
+
+    def _lose(self, why: str) -> SandboxLostError:
+        self._lost = why
+        self._transport.close()
+        return SandboxLostError(f"box {self._box}: {why}")
+
+    def _violation(self, what: str) -> SandboxProtocolError:
+        self._lose(f"its executor broke the protocol: {what}")
+        return SandboxProtocolError(f"box {self._box}: its executor broke the protocol: {what}")
+
+
+_HELLO_FIELDS = ("version", "uid", "pid", "hidden")
+_EXEC_FIELDS = executor.RESULT_FIELDS
+
+
+def _frame(request: dict[str, int | str], body: bytes) -> bytes:
+    header = json.dumps(request).encode()
+    return executor.LENGTHS.pack(len(header), len(body)) + header + body
+
+
+def _check_call(argv: Sequence[str], stdin: bytes, timeout_s: float, cap: int) -> None:
+    if isinstance(argv, str) or not argv:
+        raise ValueError(f"argv must be a list of a program and its arguments, got {argv!r}")
+    if len(stdin) > MAX_STDIN_BYTES:
+        raise ValueError(f"stdin must be at most {MAX_STDIN_BYTES} bytes, got {len(stdin)}")
+    if not (math.isfinite(timeout_s) and 0 < timeout_s <= 86_400):
+        raise ValueError(f"timeout_s must lie in (0, 86400], got {timeout_s}")
+    if not 0 < cap <= 32 << 20:
+        raise ValueError(f"output_cap_bytes must lie in (0, 32 MiB], got {cap}")
+
+
+def _text(what: str, items: Sequence[str]) -> bytes:
+    """Texts as the executor takes them, NUL between them; bytes that are not UTF-8 survive as surrogates."""
+    for item in items:
+        if "\0" in item:
+            raise ValueError(f"{what} must not contain a NUL character: {item[:80]!r}")
+    return "\0".join(items).encode("utf-8", "surrogateescape")

@@ -1,0 +1,173 @@
+"""The `namespaces` tier: Linux namespaces without an engine, by bubblewrap or else by our own launcher.
+
+A box sees this machine's /usr read-only and nothing else of it: no home, no repository, no /etc but a few
+files of its own, no network, no process but its own. Memory and processes are held by a control group where
+this process may make one (as root), else by rlimits, which hold each process but not their sum.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from envs.sandbox import cgroups, namespaces_launcher
+from envs.sandbox.contract import (
+    WORK_DIR,
+    Limits,
+    SandboxError,
+    SandboxStartError,
+    SandboxUnavailableError,
+)
+from envs.sandbox.executor_client import PipeTransport, bootstrap_argv
+from envs.sandbox.executor_sandbox import ExecutorSandbox
+
+NOBODY = 65534
+LAUNCHERS = ("bubblewrap", "unshare")
+
+
+def namespaces_box(limits: Limits | None = None, *, launcher: str | None = None) -> ExecutorSandbox:
+    """A box that is not started yet.
+
+    Args:
+        launcher: `bubblewrap` or `unshare` (our own); default: bubblewrap where it is installed.
+    """
+    limits = limits or Limits()
+    return ExecutorSandbox(NamespacesCarrier(limits, launcher or default_launcher()), limits)
+
+
+@lru_cache
+def default_launcher() -> str:
+    """Bubblewrap where it is installed and new enough to refuse user namespaces inside, else our own."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        return "unshare"
+    done = subprocess.run([bwrap, "--help"], capture_output=True, check=False)
+    return "bubblewrap" if b"--disable-userns" in done.stdout + done.stderr else "unshare"
+
+
+def why_unavailable(launcher: str | None = None) -> str | None:
+    """None where a box starts on this machine, found by starting one; else what is missing and its remedy."""
+    return _why_unavailable(launcher or default_launcher())
+
+
+@lru_cache
+def _why_unavailable(launcher: str) -> str | None:
+    box = namespaces_box(launcher=launcher)
+    try:
+        box.start()
+        if box.exec(["true"]).exit_code != 0:
+            return "a box started but could not run `true`"
+    except SandboxError as error:
+        return str(error)
+    finally:
+        box.close()
+    return None
+
+
+class NamespacesCarrier:
+    """Starts the launcher, which starts the box; their deaths follow from each other's."""
+
+    tier = "namespaces"
+    work_dir = WORK_DIR
+
+    def __init__(self, limits: Limits, launcher: str) -> None:
+        if launcher not in LAUNCHERS:
+            raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}")
+        self.name = f"ns-{os.getpid()}-{secrets.token_hex(4)}"
+        self.launcher = launcher
+        self._limits = limits
+        self._process: subprocess.Popen[bytes] | None = None
+        self._group: cgroups.BoxCgroup | None = None
+        self._errors: IO[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's, on this machine."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> PipeTransport:
+        specification = self._specification()
+        self._group = cgroups.create(self.name, self._limits)
+        specification["cgroup"] = [str(folder) for folder in self._group.folders] if self._group else []
+        # A file and not a pipe: nobody has to empty it while the box runs.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
+        argv = [sys.executable, "-ISB", namespaces_launcher.__file__, json.dumps(specification)]
+        try:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={},
+                start_new_session=True,
+            )
+        except OSError as error:
+            self.stop()
+            raise SandboxStartError(f"tier namespaces: cannot start {sys.executable}: {error}") from None
+        return PipeTransport.of(self._process)
+
+    def reconnect(self) -> None:
+        return None  # the executor is PID 1, which no command can kill: its end is the box's
+
+    def oom_kills(self) -> int:
+        return self._group.oom_kills() if self._group else 0
+
+    def why_lost(self) -> str:
+        reasons = []
+        if self._group and self._group.oom_kills():
+            reasons.append(f"the kernel killed for memory (limit {self._limits.memory_mb} MiB)")
+        if self._errors is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._errors.seek(0)
+                reasons += self._errors.read(500).decode("utf-8", "replace").split("\n")[:1]
+        text = "; ".join(reason for reason in reasons if reason)
+        if "Operation not permitted" in text or "No space left" in text:
+            text += " (does this kernel allow user namespaces? see docs/sandboxes.md)"
+        return text
+
+    def stop(self) -> None:
+        if self._process is not None:
+            try:
+                # Its stdin is closed, so the box ends by itself and the launcher buries its child. Killed,
+                # it would leave a zombie to this machine's init, which in a container may never bury it.
+                self._process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._group is not None:
+            self._group.kill()
+            self._group.remove()
+            self._group = None
+        if self._errors is not None:
+            self._errors.close()
+            self._errors = None
+
+    def _specification(self) -> dict[str, object]:
+        if sys.platform != "linux":
+            raise SandboxUnavailableError("tier namespaces needs Linux; use Docker: --tier docker")
+        python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+        if python is None:
+            raise SandboxUnavailableError(
+                "tier namespaces needs a python3 in /usr, which its boxes see: apt-get install python3"
+            )
+        bwrap = shutil.which("bwrap") if self.launcher == "bubblewrap" else None
+        if self.launcher == "bubblewrap" and bwrap is None:
+            raise SandboxUnavailableError("bubblewrap is not installed: apt-get install bubblewrap")
+        as_root = os.geteuid() == 0
+        return {
+            "argv": bootstrap_argv(python, "init"),
+            "bwrap": bwrap and str(Path(bwrap).resolve()),
+            "limits": asdict(self._limits),
+            "as_root": as_root,
+            "outside_uid": NOBODY if as_root else os.geteuid(),
+            "outside_gid": NOBODY if as_root else os.getegid(),
+        }

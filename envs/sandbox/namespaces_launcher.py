@@ -1,0 +1,263 @@
+"""Starts one namespaces box: run by the host as a process of its own, with a JSON specification as argument.
+
+Three processes: this one stays outside, writes the ID maps and waits; its child makes the namespaces; the
+grandchild is PID 1 of the box, builds a root of read-only system folders and sized temporary ones, gives up
+every privilege and becomes the executor. The death of any of them, or of the host, is the death of the box.
+With `bwrap` in the specification, bubblewrap does the middle part. Needs ctypes; imports nothing of ours.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import struct
+import sys
+from pathlib import Path
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+# From <sched.h>, <sys/mount.h>, <linux/prctl.h>, <linux/mount.h>, <asm/unistd.h> (the numbers are the same
+# on x86-64 and arm64 where they were added after 5.0; pivot_root is older and differs).
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+CAPABILITY_VERSION_3 = 0x20080522
+
+BOX_ID = 1000
+"""The user and group inside; outside it is an unprivileged one (`outside_uid` in the specification)."""
+SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+DEVICES = ("null", "zero", "full", "random", "urandom")
+ETC_FROM_HOST = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/ssl/certs")
+ETC_FILES = {
+    "passwd": "agent:x:1000:1000:agent:/work:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "group": "agent:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost box\n",
+    "hostname": "box\n",
+}
+
+
+def call(name: str, *arguments: object) -> int:
+    """A libc function by name; an OSError that names it where it fails."""
+    result = getattr(LIBC, name)(*arguments)
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
+    try:
+        call(
+            "mount", source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
+        )
+    except OSError as error:
+        raise OSError(
+            error.errno, f"mounting {source} on {target}: {os.strerror(error.errno or 0)}"
+        ) from None
+
+
+def make_read_only(target: str, *, devices: bool = False) -> None:
+    """Read-only with everything below it, without touching flags that the kernel has locked."""
+    set_flags = MS_RDONLY | MS_NOSUID | (0 if devices else MS_NODEV)
+    attributes = struct.pack("QQQQ", set_flags, 0, 0, 0)
+    numbers = [ctypes.c_long(n) for n in (SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, len(attributes))]
+    call("syscall", numbers[0], numbers[1], target.encode(), numbers[2], attributes, numbers[3])
+
+
+def set_limits(limits: dict[str, int], *, has_cgroup: bool) -> None:
+    values = {resource.RLIMIT_NOFILE: limits["nofile"], resource.RLIMIT_CORE: 0}
+    if not has_cgroup:
+        # Weaker: memory for each process alone; processes for the user as a whole.
+        values |= {resource.RLIMIT_AS: limits["memory_mb"] << 20, resource.RLIMIT_NPROC: limits["pids"]}
+    for name, value in values.items():
+        resource.setrlimit(name, (value, value))
+
+
+def join_cgroup(folders: list[str]) -> None:
+    for folder in folders:
+        (Path(folder) / "cgroup.procs").write_text(str(os.getpid()))
+
+
+def die_with_parent() -> None:
+    call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def build_root(spec: dict) -> None:
+    """A new root in /tmp of this mount namespace, then pivot into it."""
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    root = "/tmp"
+    # The box's own tmpfs covers the host's /tmp only in this namespace.
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=1k,mode=755")
+    for folder in SYSTEM_FOLDERS:
+        if Path(folder).is_symlink():
+            Path(root + folder).symlink_to(Path(folder).readlink())
+        elif Path(folder).is_dir():
+            bind(folder, root + folder)
+    Path(root + "/etc").mkdir()
+    for name, text in ETC_FILES.items():
+        Path(f"{root}/etc/{name}").write_text(text)
+    for path in ETC_FROM_HOST:
+        if Path(path).exists():
+            bind(path, root + path)
+    Path(root + "/dev").mkdir()
+    for device in DEVICES:
+        bind(f"/dev/{device}", f"{root}/dev/{device}", devices=True)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        Path(f"{root}/dev/{name}").symlink_to(f"/proc/self/{target}")
+    Path(root + "/proc").mkdir()
+    mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    # Without user namespaces of its own a box cannot reach the kernel code that only their roots reach.
+    Path(root + "/proc/sys/user/max_user_namespaces").write_text("0")
+    for folder, mode, size_mb in temporary_folders(spec["limits"]):
+        Path(root + folder).mkdir()
+        options = f"size={size_mb}m,nr_inodes={spec['limits']['inodes']},mode={mode}"
+        mount("tmpfs", root + folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
+    mount("none", root, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    os.chdir(root)
+    call("syscall", ctypes.c_long(SYS_PIVOT_ROOT[os.uname().machine]), b".", b".")
+    call("umount2", b".", MNT_DETACH)
+    os.chdir("/work")
+
+
+def temporary_folders(limits: dict[str, int]) -> list[tuple[str, str, int]]:
+    """What a box may write: folder, mode, size in MiB."""
+    size = limits["tmp_mb"]
+    return [("/tmp", "1777", size), ("/work", "755", size), ("/dev/shm", "1777", min(size, 64))]
+
+
+def bind(source: str, target: str, *, devices: bool = False) -> None:
+    if Path(source).is_dir():
+        Path(target).mkdir(parents=True)
+    else:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).touch()
+    mount(source, target, "", MS_BIND | MS_REC)
+    make_read_only(target, devices=devices)
+
+
+def give_up_privileges() -> None:
+    call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    for capability in range(64):
+        if LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            break
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    call("capset", header, bytes(24))
+    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def run_box(spec: dict) -> None:
+    """As PID 1 of the box: never returns."""
+    die_with_parent()
+    os.setsid()
+    call("sethostname", b"box", 3)
+    build_root(spec)
+    give_up_privileges()
+    die_with_parent()  # a change of credentials clears it
+    os.execve(spec["argv"][0], spec["argv"], {})
+
+
+def make_namespaces(spec: dict, told: int, tell: int) -> None:
+    """In the first child: never returns."""
+    die_with_parent()
+    namespaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
+    call("unshare", namespaces | CLONE_NEWUTS | CLONE_NEWCGROUP)
+    os.write(tell, b"1")
+    os.close(tell)
+    if os.read(told, 1) != b"1":
+        os._exit(1)
+    if spec["as_root"]:
+        os.setgroups([])
+    os.setresgid(BOX_ID, BOX_ID, BOX_ID)
+    os.setresuid(BOX_ID, BOX_ID, BOX_ID)
+    die_with_parent()
+    # Root's home must not stay reachable as a working folder.
+    os.chdir("/")
+    pid = os.fork()
+    if pid == 0:
+        run_box(spec)
+    for fd in (0, 1):
+        os.close(fd)
+    _, status = os.waitpid(pid, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def launch(spec: dict) -> int:
+    """In the first process: start the box, map its user, wait for its end."""
+    (child_told, tell_child), (told, child_tell) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for fd in (tell_child, told):
+                os.close(fd)
+            join_cgroup(spec["cgroup"])
+            set_limits(spec["limits"], has_cgroup=bool(spec["cgroup"]))
+            if spec["bwrap"]:
+                become_bubblewrap(spec)
+            make_namespaces(spec, child_told, child_tell)
+        except BaseException as error:
+            os.write(2, f"{error}\n".encode())
+        finally:
+            os._exit(1)
+    for fd in (0, 1, child_told, child_tell):
+        os.close(fd)
+    if os.read(told, 1) == b"1":  # nothing from bubblewrap, which maps its user itself
+        process = Path(f"/proc/{pid}")
+        if not spec["as_root"]:
+            (process / "setgroups").write_text("deny")
+        (process / "uid_map").write_text(f"{BOX_ID} {spec['outside_uid']} 1")
+        (process / "gid_map").write_text(f"{BOX_ID} {spec['outside_gid']} 1")
+        os.write(tell_child, b"1")
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status) & 0xFF
+
+
+def become_bubblewrap(spec: dict) -> None:
+    """In the first child: never returns."""
+    die_with_parent()
+    if spec["as_root"]:
+        # Bubblewrap maps the user who starts it: as root the box's files would be root's.
+        os.setgroups([])
+        os.setresgid(*[spec["outside_gid"]] * 3)
+        os.setresuid(*[spec["outside_uid"]] * 3)
+    os.chdir("/")
+    os.execve(spec["bwrap"], bubblewrap_argv(spec), {})
+
+
+def bubblewrap_argv(spec: dict) -> list[str]:
+    """The same box in bubblewrap's words; it knows no limit on inodes."""
+    shared = ("user", "ipc", "pid", "net", "uts", "cgroup-try")
+    argv = ["bwrap", *[f"--unshare-{name}" for name in shared], "--disable-userns", "--die-with-parent"]
+    argv += ["--new-session", "--as-pid-1", "--clearenv", "--cap-drop", "ALL", "--hostname", "box"]
+    argv += ["--uid", str(BOX_ID), "--gid", str(BOX_ID)]
+    for folder in SYSTEM_FOLDERS:
+        if Path(folder).is_symlink():
+            argv += ["--symlink", str(Path(folder).readlink()), folder]
+        elif Path(folder).is_dir():
+            argv += ["--ro-bind", folder, folder]
+    for path in ETC_FROM_HOST:
+        argv += ["--ro-bind-try", path, path]
+    for name, text in ETC_FILES.items():
+        fd = os.memfd_create(name, 0)
+        os.write(fd, text.encode())
+        os.lseek(fd, 0, os.SEEK_SET)
+        argv += ["--ro-bind-data", str(fd), f"/etc/{name}"]
+    argv += ["--proc", "/proc", "--dev", "/dev"]
+    for folder, mode, size_mb in temporary_folders(spec["limits"]):
+        argv += ["--perms", f"0{mode}", "--size", str(size_mb << 20), "--tmpfs", folder]
+    return [*argv, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work", "--", *spec["argv"]]
+
+
+def main() -> int:
+    # Not tied to the host by PR_SET_PDEATHSIG, which would fire when the thread that started this ends: the
+    # executor sees the host's death as the end of its stdin.
+    return launch(json.loads(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
