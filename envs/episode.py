@@ -1,0 +1,181 @@
+"""One task as a gymnasium environment: an assistant message in, what its tool calls gave back out.
+
+An instance plays one task at a time in a private world, which `close` frees. The reward is 0.0 until the episode
+ends, then the verifier's score. `terminated`: the policy answered; `truncated`: turns ran out, or too many of its
+messages could not be read. Rollouts use `play` with records; `step` is the same with JSON text, for gymnasium.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium import spaces
+
+from envs.outcome import Cause
+from envs.task import Call, Message, Task
+from envs.tool_server import JournalEntry, ToolServer
+from envs.verifier import Episode, GraderError, Verdict, judge
+
+MAX_MALFORMED = 3
+MAX_CALLS_PER_TURN = 16
+_CHARSET = "".join(map(chr, range(32, 127))) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """`messages`: what the policy reads next. `cause` is None while the episode goes on.
+
+    reward: the verifier's score at the end; None when the episode could not be measured.
+    """
+
+    messages: tuple[Message, ...]
+    reward: float | None
+    cause: Cause | None
+    verdict: Verdict | None = None
+
+
+class TaskEnv(gymnasium.Env[str, str]):
+    """Plays `task` in `image`, the world's bytes."""
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own declaration)
+
+    def __init__(self, task: Task, image: bytes, *, render_mode: str | None = None) -> None:
+        self.task = task
+        self.render_mode = render_mode
+        self.action_space = spaces.Text(max_length=20_000, min_length=0, charset=_CHARSET)
+        self.observation_space = spaces.Text(max_length=200_000, min_length=0, charset=_CHARSET)
+        self._image = image
+        self._server: ToolServer | None = None
+        self._cause: Cause | None = None
+        self._num_turns = 0
+        self._num_malformed = 0
+
+    def start(self) -> tuple[Message, ...]:
+        """Opens a fresh world and returns the prompt."""
+        self.close()
+        self._server = ToolServer(self._image, self.task.tools)
+        self._cause = None
+        self._num_turns = self._num_malformed = 0
+        return self.task.prompt
+
+    def play(self, message: Message) -> StepResult:
+        """Takes one assistant message: its tool calls run in order; without calls its content is the final answer."""
+        server = self._running_server()
+        self._num_turns += 1
+        if not message.tool_calls:
+            return self._finish(message.content)
+        replies: list[Message] = []
+        for index, call in enumerate(message.tool_calls):
+            if index >= MAX_CALLS_PER_TURN:
+                replies.append(
+                    Message(role="tool", content=f"error: at most {MAX_CALLS_PER_TURN} calls a message")
+                )
+                continue
+            observation = server.call(call)
+            tool = self.task.tool(call.tool)
+            if tool is not None and tool.ends_episode and not observation.error:
+                return self._finish(str(call.arguments[tool.parameters[0].name]))
+            replies.append(Message(role="tool", content=observation.text))
+        if self._num_turns >= self.task.max_turns:
+            return self.stop(Cause.TURNS)
+        return StepResult(messages=tuple(replies), reward=0.0, cause=None)
+
+    def play_malformed(self, fault: str) -> StepResult:
+        """Takes a message that could not be read; the policy is told why, and `MAX_MALFORMED` of them end the episode."""
+        self._running_server()
+        self._num_turns += 1
+        self._num_malformed += 1
+        if self._num_malformed >= MAX_MALFORMED:
+            return self.stop(Cause.FORMAT)
+        if self._num_turns >= self.task.max_turns:
+            return self.stop(Cause.TURNS)
+        return StepResult(messages=(Message(role="user", content=f"error: {fault}"),), reward=0.0, cause=None)
+
+    def stop(self, cause: Cause) -> StepResult:
+        """Ends the episode without an answer: 0 for the policy's own doing, no reward for a fault of the machinery."""
+        self._cause = cause
+        return StepResult(messages=(), reward=None if cause.is_infrastructure else 0.0, cause=cause)
+
+    def _finish(self, answer: str) -> StepResult:
+        server = self._running_server()
+        episode = Episode(
+            initial=self._image, final=server.snapshot(), journal=tuple(server.journal), answer=answer
+        )
+        try:
+            verdict = judge(self.task, episode)
+        except GraderError:
+            return self.stop(Cause.GRADER_FAILED)
+        self._cause = Cause.TAMPERING if verdict.tampering else Cause.ANSWERED
+        return StepResult(messages=(), reward=verdict.score, cause=self._cause, verdict=verdict)
+
+    def _running_server(self) -> ToolServer:
+        if self._server is None or self._cause is not None:
+            raise RuntimeError("the episode is not running: call reset first")
+        return self._server
+
+    @property
+    def journal(self) -> tuple[JournalEntry, ...]:
+        return tuple(self._server.journal) if self._server is not None else ()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        prompt = self.start()
+        return _as_text(prompt), {"task_id": self.task.task_id, "messages": [asdict(m) for m in prompt]}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Takes a message as JSON: {"content": str, "tool_calls": [{"name": str, "arguments": object}]}."""
+        message = parse_message(action)
+        result = self.play_malformed(message) if isinstance(message, str) else self.play(message)
+        info: dict[str, Any] = {"messages": [asdict(m) for m in result.messages]}
+        if result.cause is not None:
+            info |= {"cause": str(result.cause), "measured": result.reward is not None}
+        if result.verdict is not None:
+            info["verdict"] = asdict(result.verdict)
+        terminated = result.cause in (Cause.ANSWERED, Cause.TAMPERING)
+        truncated = result.cause is not None and not terminated
+        return _as_text(result.messages), result.reward or 0.0, terminated, truncated, info
+
+    def render(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride] (gymnasium's union is wider)
+        return "\n".join(f"{entry.tool}({entry.arguments}) -> {entry.result}" for entry in self.journal)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+
+def parse_message(text: str) -> Message | str:
+    """An assistant message from its JSON text, or one line that says why it is none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return 'a message is JSON: {"content": text, "tool_calls": [{"name": text, "arguments": object}]}'
+    if not isinstance(value, dict) or not set(value) <= {"content", "tool_calls"}:
+        return "a message has the keys content and tool_calls"
+    content, calls = value.get("content", ""), value.get("tool_calls", [])
+    if not isinstance(content, str) or not isinstance(calls, list):
+        return "content must be text and tool_calls a list"
+    parsed: list[Call] = []
+    for call in calls:
+        if (
+            not isinstance(call, dict)
+            or set(call) != {"name", "arguments"}
+            or not isinstance(call["name"], str)
+        ):
+            return "a tool call has the keys name and arguments"
+        if not isinstance(call["arguments"], dict):
+            return "arguments must be an object"
+        parsed.append(Call(tool=call["name"], arguments=call["arguments"]))
+    return Message(role="assistant", content=content, tool_calls=tuple(parsed))
+
+
+def _as_text(messages: tuple[Message, ...]) -> str:
+    """The messages as the observation text: printable ASCII, everything else escaped."""
+    text = "\n\n".join(f"[{message.role}] {message.content}" for message in messages)
+    return "".join(c if c in _CHARSET_SET else c.encode("unicode_escape").decode() for c in text)[:200_000]
+
+
+_CHARSET_SET = frozenset(_CHARSET)
