@@ -1,0 +1,253 @@
+"""Measure our model against transformers' DeepseekV32ForCausalLM, alternately, in one process.
+
+Training: forward, cross-entropy and backward in float32 on [16, 512] tokens, sparse attention on in both.
+Generation: 64 sequences at once, prompts of 200 tokens, 128 sampled tokens each. Theirs runs in its fastest
+implementation, chosen here by a trial. Medians over the rounds; the last line of --json is one JSON object.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional
+from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
+
+from policies.engine import Engine, Sampling
+from policies.model.config import ModelConfig, tiny_config
+from policies.model.decoder import WorldsmithForCausalLM
+
+VOCAB = 1024
+Clock = Callable[[], float]
+
+
+def seconds(run: Callable[[], None], clock: Clock) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def make_pair(config: ModelConfig) -> tuple[WorldsmithForCausalLM, DeepseekV32ForCausalLM]:
+    """Two networks with the same weights."""
+    torch.manual_seed(0)
+    ours = WorldsmithForCausalLM(config)
+    theirs = DeepseekV32ForCausalLM(DeepseekV32Config(**config.to_dict()))
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def train_step(model: torch.nn.Module, ids: Tensor, **options: object) -> None:
+    """One forward and backward."""
+    model.train()
+    model.zero_grad()
+    out = model(ids, use_cache=False, **options)
+    loss = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    if options.get("indexer_loss"):
+        loss = loss + out.indexer_loss
+    loss.backward()
+
+
+def padded_step(model: WorldsmithForCausalLM, ids: Tensor, mask: Tensor) -> None:
+    model.train()
+    model.zero_grad()
+    out = model(ids, attention_mask=mask)
+    labels = ids.masked_fill(mask == 0, -100)[:, 1:]
+    functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels.flatten()).backward()
+
+
+def generate_ours(model: WorldsmithForCausalLM, prompts: Tensor, num_new: int) -> None:
+    model.eval()
+    length = prompts.shape[1] + num_new
+    engine = Engine(model, num_slots=len(prompts), max_length=length + 1, stop_token_ids=[])
+    for row, prompt in enumerate(prompts.tolist()):
+        engine.open(prompt, seed=row, sampling=Sampling(max_new_tokens=num_new))
+    ended = 0
+    while ended < len(prompts):
+        ended += len(engine.step())
+
+
+def generate_theirs(model: DeepseekV32ForCausalLM, prompts: Tensor, num_new: int) -> None:
+    model.eval()
+    with torch.inference_mode():
+        out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            prompts,
+            attention_mask=torch.ones_like(prompts),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=num_new,
+            min_new_tokens=num_new,
+            use_cache=True,
+            pad_token_id=0,
+        )
+    assert out.shape[1] == prompts.shape[1] + num_new
+
+
+def fastest_of_theirs(theirs: DeepseekV32ForCausalLM, run: Callable[[], None], clock: Clock) -> str:
+    """Leave transformers' model in the implementation that `run` is quickest with."""
+    times = {}
+    for attention, experts in (("sdpa", "grouped_mm"), ("sdpa", "eager"), ("eager", "grouped_mm")):
+        theirs.set_attn_implementation(attention)
+        theirs.set_experts_implementation(experts)
+        run()
+        times[attention, experts] = seconds(run, clock)
+        print(f"theirs with {attention}, {experts}: {times[attention, experts]:.2f} s", file=sys.stderr)
+    best = min(times, key=lambda pair: times[pair])
+    theirs.set_attn_implementation(best[0])
+    theirs.set_experts_implementation(best[1])
+    return "+".join(best)
+
+
+def alternate(runs: dict[str, Callable[[], None]], rounds: int, clock: Clock) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that a busy moment hits all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for name, run in runs.items():
+        run()
+        print(f"warmed up: {name}", file=sys.stderr)
+    for _ in range(rounds):
+        for name, run in runs.items():
+            taken[name].append(seconds(run, clock))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def measure_training(rounds: int, quick: bool, clock: Clock) -> dict[str, object]:
+    shape = (4, 256) if quick else (16, 512)
+    config = tiny_config(VOCAB, index_topk=shape[1] // 4)
+    ours, theirs = make_pair(config)
+    ids = torch.randint(0, VOCAB, shape)
+    implementation = fastest_of_theirs(theirs, lambda: train_step(theirs, ids), clock)
+    medians = alternate(
+        {
+            "theirs": lambda: train_step(theirs, ids),
+            "ours": lambda: train_step(ours, ids),
+            "ours_with_sparse_kl": lambda: train_step(ours, ids, indexer_loss="sparse"),
+        },
+        rounds,
+        clock,
+    )
+    return {
+        "shape": list(shape),
+        "index_topk": config.index_topk,
+        "their_implementation": implementation,
+        "tokens_per_s": {name: round(ids.numel() / value) for name, value in medians.items()},
+        "ratio": round(medians["theirs"] / medians["ours"], 2),
+        "ratio_with_sparse_kl": round(medians["theirs"] / medians["ours_with_sparse_kl"], 2),
+    }
+
+
+def measure_generation(rounds: int, quick: bool, clock: Clock) -> dict[str, object]:
+    rows, prompt, new = (8, 40, 16) if quick else (64, 200, 128)
+    config = tiny_config(VOCAB, index_topk=32 if quick else 128)
+    ours, theirs = make_pair(config)
+    prompts = torch.randint(0, VOCAB, (rows, prompt))
+    trial = min(new, 8)
+    implementation = fastest_of_theirs(theirs, lambda: generate_theirs(theirs, prompts, trial), clock)
+    medians = alternate(
+        {
+            "theirs": lambda: generate_theirs(theirs, prompts, new),
+            "ours": lambda: generate_ours(ours, prompts, new),
+        },
+        rounds,
+        clock,
+    )
+    return {
+        "rows": rows,
+        "prompt": prompt,
+        "new_tokens": new,
+        "index_topk": config.index_topk,
+        "their_implementation": implementation,
+        "tokens_per_s": {name: round(rows * new / value) for name, value in medians.items()},
+        "ratio": round(medians["theirs"] / medians["ours"], 2),
+    }
+
+
+def measure_demo_shape(rounds: int, threads: int, clock: Clock) -> dict[str, object]:
+    """Rows as the demo trains on them: 64 of 62 to 200 tokens, index_topk 48; tokens are real ones."""
+    config = tiny_config(VOCAB, index_topk=48)
+    torch.manual_seed(0)
+    model = WorldsmithForCausalLM(config)
+    ids = torch.randint(0, VOCAB, (64, 200))
+    lengths = torch.randint(62, 201, (64,))
+    lengths[0] = 200
+    mask = (torch.arange(200) < lengths[:, None]).long()
+    full = torch.ones_like(ids)
+    before = torch.get_num_threads()
+    speeds = {}
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        medians = alternate(
+            {"full": lambda: padded_step(model, ids, full), "padded": lambda: padded_step(model, ids, mask)},
+            rounds,
+            clock,
+        )
+        speeds[f"threads_{count}"] = {
+            "full_rows": round(ids.numel() / medians["full"]),
+            "padded_rows_real_tokens": round(int(mask.sum()) / medians["padded"]),
+        }
+    torch.set_num_threads(before)
+    return {
+        "rows": 64,
+        "length": 200,
+        "mean_length": round(float(lengths.float().mean()), 1),
+        "tokens_per_s": speeds,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements of each, taken in turn (default: 5)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, help="torch threads (default: all)"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="on a busy machine: one thread, its CPU time instead of the wall's",
+    )
+    parser.add_argument("--quick", action="store_true", help="small shapes: checks the script, not the speed")
+    parser.add_argument("--only", choices=("training", "generation", "demo"), help="measure one part")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on standard output")
+    args = parser.parse_args(argv)
+    if args.rounds < 1 or args.threads < 1:
+        parser.error("--rounds and --threads must be at least 1")
+    if args.cpu_time:
+        args.threads = 1
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", module="transformers")
+    transformers.utils.logging.set_verbosity_error()
+    report: dict[str, object] = {
+        "machine": {
+            "cpu": platform.processor() or platform.machine(),
+            "threads": args.threads,
+            "clock": "cpu" if args.cpu_time else "wall",
+        },
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if args.only in (None, "training"):
+        report["training"] = measure_training(args.rounds, args.quick, clock)
+    if args.only in (None, "generation"):
+        report["generation"] = measure_generation(args.rounds, args.quick, clock)
+    if args.only in (None, "demo"):
+        report["demo_shape"] = measure_demo_shape(args.rounds, args.threads, clock)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print(json.dumps(report, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

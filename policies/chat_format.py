@@ -1,0 +1,187 @@
+"""Messages to text and back, in DeepSeek-V3.2's wire format: the only place that does it.
+
+Turns: `<bos>system` `<｜User｜>text<｜Assistant｜></think>` reply `<eos>`, tools as JSON Schema lines in the
+system message, calls as DSML blocks, results in call order. Chat mode only: no reasoning is rendered or
+expected. A policy's own text is parsed strictly, and what is wrong with it is a `ParseFault`, never an
+exception.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+BOS: Final = "<｜begin▁of▁sentence｜>"
+EOS: Final = "<｜end▁of▁sentence｜>"
+PAD: Final = "<｜▁pad▁｜>"
+USER: Final = "<｜User｜>"
+ASSISTANT: Final = "<｜Assistant｜>"
+THINK: Final = "<think>"
+END_THINK: Final = "</think>"
+_D: Final = "｜DSML｜"
+_OPEN: Final = f"\n\n<{_D}function_calls>\n"
+END_CALLS: Final = f"</{_D}function_calls>"
+_CLOSE: Final = f"\n{END_CALLS}"
+_INVOKE: Final = f'<{_D}invoke name="'
+_END_INVOKE: Final = f"</{_D}invoke>"
+_PARAM: Final = f'<{_D}parameter name="'
+_END_PARAM: Final = f"</{_D}parameter>"
+
+TAGS: Final = (
+    f"{_OPEN}{_INVOKE}",
+    f'">\n{_PARAM}',
+    '" string="true">',
+    '" string="false">',
+    f"{_END_PARAM}\n{_PARAM}",
+    f"{_END_PARAM}\n{_END_INVOKE}{_CLOSE}",
+    f'">\n\n{_END_INVOKE}{_CLOSE}',
+    f"\n{_END_INVOKE}\n{_INVOKE}",
+    "\n\n<function_results>\n<result>",
+    "</result>\n<result>",
+    f"</result>\n</function_results>\n\n{END_THINK}",
+)
+"""What stands between the variable parts of calls and results, longest runs first: a tokenizer's natural
+pieces.
+"""
+
+TOOLS_TEXT: Final = """## Tools
+Call functions by writing a block like this as part of your reply:
+<{d}function_calls>
+<{d}invoke name="$FUNCTION_NAME">
+<{d}parameter name="$PARAMETER_NAME" string="true|false">$PARAMETER_VALUE</{d}parameter>
+...
+</{d}invoke>
+</{d}function_calls>
+Strings are written as they are, other values as JSON. The functions, as JSON Schema:
+<functions>
+{schemas}
+</functions>
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolCall:
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A policy's message: free text and calls."""
+
+    content: str
+    tool_calls: tuple[ToolCall, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParseFault:
+    """What is wrong with a policy's text, in one line that it can act on."""
+
+    fault: str
+
+
+def render_prompt(system: str, user: str, tool_schemas: Sequence[Mapping[str, Any]]) -> str:
+    """The text up to the place where the policy begins to write."""
+    tools = ""
+    if tool_schemas:
+        schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in tool_schemas)
+        tools = "\n\n" + TOOLS_TEXT.format(d=_D, schemas=schemas)
+    return f"{BOS}{neutral(system)}{tools}{USER}{neutral(user)}{ASSISTANT}{END_THINK}"
+
+
+def render_reply(content: str, tool_calls: Sequence[ToolCall]) -> str:
+    """A policy's message as it writes it: it stops after `EOS`, or after the tag that closes its calls.
+
+    The end of sentence after calls is certain, so the policy is not asked for it: `render_results` brings it.
+    """
+    if not tool_calls:
+        return content + EOS
+    blocks = "\n".join(_render_call(call) for call in tool_calls)
+    return f"{content}{_OPEN}{blocks}{_CLOSE}"
+
+
+def neutral(text: str) -> str:
+    """Text from outside without the sign that every control token holds, so that it cannot forge one."""
+    return text.replace("｜", "|")
+
+
+def render_results(results: Sequence[str]) -> str:
+    """What the policy reads after its calls, up to the place where it writes again."""
+    rows = "".join(f"\n<result>{neutral(result)}</result>" for result in results)
+    return f"{EOS}\n\n<function_results>{rows}\n</function_results>\n\n{END_THINK}"
+
+
+def render_user(content: str) -> str:
+    """A later user message, up to the place where the policy writes again."""
+    return f"{USER}{neutral(content)}{ASSISTANT}{END_THINK}"
+
+
+def _render_call(call: ToolCall) -> str:
+    lines = []
+    for name, value in call.arguments.items():
+        is_text = isinstance(value, str)
+        text = value if is_text else json.dumps(value, ensure_ascii=False)
+        lines.append(f'{_PARAM}{name}" string="{"true" if is_text else "false"}">{text}{_END_PARAM}')
+    return f'{_INVOKE}{call.name}">\n' + "\n".join(lines) + f"\n{_END_INVOKE}"
+
+
+def parse_reply(text: str) -> Reply | ParseFault:
+    """A policy's text, from its first character to its end of sentence or the end of its calls."""
+    body, end, rest = text.partition(EOS)
+    if rest:
+        return ParseFault(fault="text after the end of the message")
+    if not end and not text.endswith(_CLOSE):
+        return ParseFault(fault="the message does not end")
+    content, opening, block = body.partition(_OPEN)
+    if any(token in content for token in (BOS, USER, ASSISTANT, PAD, _D, THINK, END_THINK)):
+        return ParseFault(fault="a control token inside the text")
+    if not opening:
+        return Reply(content=content, tool_calls=())
+    if not block.endswith(_CLOSE):
+        return ParseFault(fault="the block of calls is not closed, or text follows it")
+    return _parse_block(content, block.removesuffix(_CLOSE))
+
+
+def _parse_block(content: str, block: str) -> Reply | ParseFault:
+    calls: list[ToolCall] = []
+    rest = block
+    while True:
+        if not rest.startswith(_INVOKE):
+            return ParseFault(fault="a call does not begin with its invoke tag")
+        name, quote, rest = rest.removeprefix(_INVOKE).partition('">\n')
+        body, end, rest = rest.partition(_END_INVOKE)
+        if not quote or not end or not name or "\n" in name:
+            return ParseFault(fault="an invoke tag is not well formed")
+        arguments = _parse_arguments(body)
+        if isinstance(arguments, ParseFault):
+            return arguments
+        calls.append(ToolCall(name=name, arguments=arguments))
+        if not rest:
+            return Reply(content=content, tool_calls=tuple(calls))
+        if not rest.startswith("\n"):
+            return ParseFault(fault="text between two calls")
+        rest = rest[1:]
+
+
+def _parse_arguments(body: str) -> dict[str, Any] | ParseFault:
+    arguments: dict[str, Any] = {}
+    rest = body
+    while rest.strip("\n"):
+        rest = rest.lstrip("\n")
+        if not rest.startswith(_PARAM):
+            return ParseFault(fault="text between the parameters of a call")
+        head, closed, rest = rest.removeprefix(_PARAM).partition('">')
+        name, marked, kind = head.partition('" string="')
+        value, end, rest = rest.partition(_END_PARAM)
+        if not (closed and marked and end) or kind not in ("true", "false"):
+            return ParseFault(fault="a parameter tag is not well formed")
+        if name in arguments:
+            return ParseFault(fault=f"parameter {name} is given twice")
+        if kind == "true":
+            arguments[name] = value
+            continue
+        try:
+            arguments[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            return ParseFault(fault=f"the value of parameter {name} is not JSON")
+    return arguments

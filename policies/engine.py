@@ -1,0 +1,332 @@
+"""In-process continuous batching over the trainer's own module.
+
+Sessions join and leave at every step. A step reads all new tokens of all running sessions in one flat
+forward (one each while decoding, all of an environment's answer at once) and samples one for each. What a
+trainer needs of a rollout is recorded on the way: log-probabilities as sampled, experts, kept sets, versions.
+"""
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policies.model.cache import LatentCache, allocate_cache
+from policies.model.decode import FusedDecoder, NewTokens
+from policies.model.decoder import WorldsmithForCausalLM
+from policies.model.packing import pack
+from policies.model.sampling import Sampling, draw, process_logits
+from policies.replay import missing_route, route_dtype
+
+__all__ = ["Engine", "Sampling", "SessionRecord", "Turn"]
+
+PREFILL_TOKENS = 16_384
+"""Prompts are read in batches of at most so many padded tokens."""
+GATHERED_PREFILL_FROM = 4_096
+"""Longer prompts are read over cached latents, so that core attention touches the selected ones only."""
+_ROUND = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What a session said until it stopped."""
+
+    session: int
+    token_ids: list[int]
+    logps: list[float]
+    """Of the processed distribution (after temperature, top-k, top-p), nats."""
+    stop_reason: str
+    """stop_token | length (the turn's budget is spent) | context (the cache row is full)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionRecord:
+    """A whole session, T tokens: the prompt and everything after it."""
+
+    token_ids: list[int]
+    sampled_mask: list[bool]
+    logps: list[float]
+    """0.0 where the token was not sampled."""
+    routes: np.ndarray
+    """[T, L, K] uint8 (uint16 beyond 255 experts): the experts of each token in the L mixture layers; the
+    type's largest value where the token was never read, as the last sampled one."""
+    kept_sets: list[list[int]]
+    """Per token the ids that survived top-p and top-k; empty where nothing was cut or nothing sampled."""
+    weights_versions: list[int]
+    """Per token, the version that sampled it or, for other tokens, read it; -1 where it was never read."""
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _Session:
+    number: int
+    seed: int
+    sampling: Sampling
+    tokens: list[int]
+    slot: int | None = None
+    num_read: int = 0
+    paused: bool = False
+    turn_start: int = 0
+    sampled: list[bool] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    kept: dict[int, list[int]] = field(default_factory=dict)
+    routes: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, token_ids: Sequence[int]) -> None:
+        self.tokens.extend(token_ids)
+        self.sampled.extend([False] * len(token_ids))
+        self.logps.extend([0.0] * len(token_ids))
+        self.versions.extend([-1] * len(token_ids))
+
+    def mark_read(self, stop: int, routes: np.ndarray, version: int) -> None:
+        self.routes.append(routes)
+        for place in range(self.num_read, stop):
+            if not self.sampled[place]:
+                self.versions[place] = version
+        self.num_read = stop
+
+
+class Engine:
+    """Generates for many sessions at once with one model; not thread-safe."""
+
+    def __init__(
+        self,
+        model: WorldsmithForCausalLM,
+        *,
+        num_slots: int,
+        max_length: int,
+        stop_token_ids: Collection[int],
+    ) -> None:
+        if num_slots < 1 or max_length < 2:
+            raise ValueError(
+                f"engine needs num_slots >= 1 and max_length >= 2, got {num_slots} and {max_length}"
+            )
+        self.model = model
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.stop_token_ids = frozenset(stop_token_ids)
+        self.version = 0
+        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
+        self._fused = FusedDecoder(model)
+        self._sessions: dict[int, _Session] = {}
+        self._waiting: deque[_Session] = deque()
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._opened = 0
+
+    @property
+    def num_running(self) -> int:
+        """Sessions that hold a slot and would sample in the next step."""
+        return sum(s.slot is not None and not s.paused for s in self._sessions.values())
+
+    @property
+    def num_waiting(self) -> int:
+        """Sessions that wait for a slot."""
+        return len(self._waiting)
+
+    def open(self, prompt_ids: Sequence[int], *, seed: int, sampling: Sampling) -> int:
+        """Begin a session; it starts in the next step, or when a slot is free.
+
+        Sessions with the same prompt that start in the same step read it once.
+        """
+        prompt = [int(token) for token in prompt_ids]
+        self._check_tokens(prompt)
+        if not 0 < len(prompt) < self.max_length:
+            raise ValueError(f"a prompt must have 1 to {self.max_length - 1} tokens, got {len(prompt)}")
+        session = _Session(number=self._opened, seed=seed, sampling=sampling, tokens=[])
+        session.add(prompt)
+        session.turn_start = len(prompt)
+        self._opened += 1
+        self._sessions[session.number] = session
+        self._waiting.append(session)
+        return session.number
+
+    def room(self, session: int) -> int:
+        """How many tokens `extend` may still give this session."""
+        return self.max_length - 1 - len(self._get(session).tokens)
+
+    def extend(self, session: int, token_ids: Sequence[int]) -> None:
+        """Give a paused session the environment's tokens; it reads them and goes on in the next step."""
+        state = self._get(session)
+        if not state.paused:
+            raise ValueError(f"session {session} is still generating; extend it after its Turn")
+        tokens = [int(token) for token in token_ids]
+        self._check_tokens(tokens)
+        if len(tokens) > self.room(session):
+            raise ValueError(
+                f"session {session}: {len(tokens)} more tokens do not fit, room for {self.room(session)}"
+                f" of max_length {self.max_length}"
+            )
+        state.add(tokens)
+        state.turn_start = len(state.tokens)
+        state.paused = False
+
+    def step(self) -> list[Turn]:
+        """One forward over all running sessions; the turns that ended in it."""
+        with torch.inference_mode():
+            started, logits = self._start_waiting()
+            going = [
+                s for s in self._sessions.values() if s.slot is not None and not s.paused and s not in started
+            ]
+            going.sort(key=lambda s: s.slot or 0)
+            if going:
+                logits = [*logits, self._read(going)]
+            sessions = [*started, *going]
+            if not sessions:
+                return []
+            self._sample(sessions, torch.cat(logits))
+        return [turn for s in sessions if (turn := self._ended(s)) is not None]
+
+    def close(self, session: int) -> SessionRecord:
+        """End a session at any time; frees its slot and returns its record."""
+        state = self._get(session)
+        del self._sessions[session]
+        if state.slot is None:
+            self._waiting.remove(state)
+        else:
+            self._free.append(state.slot)
+        config = self.model.config
+        layers = (config.mlp_layer_types or []).count("sparse")
+        dtype = route_dtype(config.n_routed_experts)
+        routes = np.full((len(state.tokens), layers, config.num_experts_per_tok), missing_route(dtype), dtype)
+        if state.routes:
+            routes[: state.num_read] = np.concatenate(state.routes)
+        return SessionRecord(
+            token_ids=state.tokens,
+            sampled_mask=state.sampled,
+            logps=state.logps,
+            routes=routes,
+            kept_sets=[state.kept.get(place, []) for place in range(len(state.tokens))],
+            weights_versions=state.versions,
+        )
+
+    def load_weights(self, state_dict: Mapping[str, Tensor], *, version: int) -> None:
+        """Take new weights, correction biases included; running sessions keep what they have cached."""
+        self.model.load_state_dict(state_dict, strict=True)
+        self._fused = FusedDecoder(self.model)
+        self.version = version
+
+    def _get(self, session: int) -> _Session:
+        try:
+            return self._sessions[session]
+        except KeyError:
+            raise ValueError(f"session {session} is not open") from None
+
+    def _check_tokens(self, tokens: list[int]) -> None:
+        vocab = self.model.config.vocab_size
+        bad = next((token for token in tokens if not 0 <= token < vocab), None)
+        if bad is not None:
+            raise ValueError(f"token id {bad} is outside the vocabulary of {vocab}")
+
+    def _start_waiting(self) -> tuple[list[_Session], list[Tensor]]:
+        """Slots for waiting sessions; prompts read once each. Long prompts are left to `_read`."""
+        groups: dict[tuple[int, ...], list[_Session]] = {}
+        while self._waiting and self._free:
+            session = self._waiting.popleft()
+            session.slot = self._free.pop()
+            if len(session.tokens) <= GATHERED_PREFILL_FROM:
+                groups.setdefault(tuple(session.tokens), []).append(session)
+        started: list[_Session] = []
+        logits: list[Tensor] = []
+        for prompts in _batches(sorted(groups, key=len)):
+            members = [groups[prompt] for prompt in prompts]
+            logits.append(self._prefill(prompts, members))
+            started += [session for group in members for session in group]
+        return started, logits
+
+    def _prefill(self, prompts: list[tuple[int, ...]], members: list[list[_Session]]) -> Tensor:
+        """Read distinct prompts as the trainer would, copy their cache rows to every member's slot."""
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts])
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        batch = pack(len(prompts), longest, torch.arange(longest) < lengths[:, None], ids.device)
+        captured: list[tuple[Tensor, Tensor]] = []
+        hidden_ND, used, _ = self.model.model(ids, batch, capture=captured)
+        routes = self._routes(used)
+        rows: list[Tensor] = []
+        places: list[Tensor] = []
+        last: list[int] = []
+        start = 0
+        for prompt, group in zip(prompts, members, strict=True):
+            stop = start + len(prompt)
+            for session in group:
+                assert session.slot is not None
+                rows.append(torch.arange(start, stop))
+                places.append(torch.arange(len(prompt)) + session.slot * self.max_length)
+                last.append(stop - 1)
+                session.mark_read(len(prompt), routes[start:stop], self.version)
+            start = stop
+        all_rows, all_places = torch.cat(rows), torch.cat(places)
+        rope_dim = self.model.config.qk_rope_head_dim
+        for layer, (latents, index_keys) in enumerate(captured):
+            kept = (latents[all_rows], index_keys[all_rows])
+            self._cache.write_captured(layer, all_places, kept, rope_dim)
+        return self.model.lm_head(hidden_ND[last])
+
+    def _routes(self, used: list[Tensor]) -> np.ndarray:
+        dtype = route_dtype(self.model.config.n_routed_experts)
+        return torch.stack(used, 1).numpy().astype(dtype) if used else np.zeros((1, 0, 1), dtype)
+
+    def _read(self, sessions: list[_Session]) -> Tensor:
+        """All unread tokens of these sessions in one flat forward: logits after the last of each."""
+        ids = [token for s in sessions for token in s.tokens[s.num_read :]]
+        slots = [s.slot for s in sessions for _ in s.tokens[s.num_read :]]
+        positions = [place for s in sessions for place in range(s.num_read, len(s.tokens))]
+        longest = min(-(-(max(positions) + 1) // _ROUND) * _ROUND, self.max_length)
+        tokens = NewTokens(
+            ids=torch.tensor(ids),
+            slots=torch.tensor(slots),
+            positions=torch.tensor(positions),
+            num_cached=longest,
+            fewest=min(positions) + 1,
+        )
+        counts = [len(s.tokens) - s.num_read for s in sessions]
+        ends = np.cumsum(counts)
+        logits, routes_NLK = self._fused.forward(tokens, self._cache, torch.from_numpy(ends - 1))
+        routes = routes_NLK.numpy().astype(route_dtype(self.model.config.n_routed_experts))
+        for session, count, end in zip(sessions, counts, ends.tolist(), strict=True):
+            session.mark_read(len(session.tokens), routes[end - count : end], self.version)
+        return logits
+
+    def _sample(self, sessions: list[_Session], logits_NV: Tensor) -> None:
+        samplings = [s.sampling for s in sessions]
+        logps_NV = process_logits(logits_NV, samplings)
+        tokens = draw(logps_NV, samplings, [s.seed for s in sessions], [len(s.tokens) for s in sessions])
+        logps = logps_NV.gather(1, tokens[:, None]).squeeze(1).tolist()
+        for row, (session, token, logp) in enumerate(zip(sessions, tokens.tolist(), logps, strict=True)):
+            if session.sampling.restricts:
+                kept = (logps_NV[row] > float("-inf")).nonzero().squeeze(1)
+                session.kept[len(session.tokens)] = kept.tolist()
+            session.tokens.append(token)
+            session.sampled.append(True)
+            session.logps.append(logp)
+            session.versions.append(self.version)
+
+    def _ended(self, session: _Session) -> Turn | None:
+        if session.tokens[-1] in self.stop_token_ids:
+            reason = "stop_token"
+        elif len(session.tokens) - session.turn_start >= session.sampling.max_new_tokens:
+            reason = "length"
+        elif len(session.tokens) >= self.max_length:
+            reason = "context"
+        else:
+            return None
+        session.paused = True
+        return Turn(
+            session=session.number,
+            token_ids=session.tokens[session.turn_start :],
+            logps=session.logps[session.turn_start :],
+            stop_reason=reason,
+        )
+
+
+def _batches(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Prompts, shortest first, in batches of at most PREFILL_TOKENS padded tokens."""
+    batches: list[list[tuple[int, ...]]] = []
+    for prompt in prompts:
+        if batches and (len(batches[-1]) + 1) * len(prompt) <= PREFILL_TOKENS:
+            batches[-1].append(prompt)
+        else:
+            batches.append([prompt])
+    return batches

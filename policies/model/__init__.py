@@ -1,0 +1,1 @@
+"""The policy network: a decoder of DeepSeek-V3.2's shape in plain PyTorch, at any size."""

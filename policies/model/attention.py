@@ -1,0 +1,109 @@
+"""Multi-head latent attention over the tokens that the selector keeps.
+
+Training and short prefill expand the latents into heads and mask (MHA mode); decoding works on the cached
+latents themselves and reads only the selected ones (`decode.py`). Tests prove the two equal.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from policies.model.blockwise import AttentionPlan, IndexParts, block_attention
+from policies.model.config import ModelConfig
+from policies.model.indexer import Indexer
+from policies.model.norm import RMSNorm
+from policies.model.packing import PackedBatch
+from policies.model.rotary import rotate_neighbours
+from policies.model.selectors import SELECTORS
+
+INDEXER_LOSSES = ("none", "dense", "sparse")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerInputs:
+    """What every layer of one forward shares."""
+
+    batch: PackedBatch
+    cos: Tensor
+    """[N, R / 2], as `sin`."""
+    sin: Tensor
+    row_cos: Tensor
+    """[T, R / 2], as `row_sin`: the same for the places of a row."""
+    row_sin: Tensor
+    indexer_loss: str = "none"
+    capture: list[tuple[Tensor, Tensor]] | None = field(default=None)
+    """When given, each layer appends its cache rows: latents [N, C + R] and index keys [N, I]."""
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        bias = config.attention_bias
+        self.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+        self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
+        self.q_a_layernorm = RMSNorm(config.q_lora_rank, 1e-6)
+        self.q_b_proj = nn.Linear(config.q_lora_rank, heads * self.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim, bias=bias)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, 1e-6)
+        self.kv_b_proj = nn.Linear(
+            config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim), bias=False
+        )
+        self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=bias)
+        self.indexer = Indexer(config)
+
+    def forward(self, hidden_ND: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor | None]:
+        """The layer's output [N, D], and the indexer's loss when it was asked for."""
+        config = self.config
+        q_latent = self.q_a_layernorm(self.q_a_proj(hidden_ND))
+        latent, k_rope = self.kv_a_proj_with_mqa(hidden_ND).split(
+            [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
+        )
+        latent = self.kv_a_layernorm(latent)
+        k_rope = rotate_neighbours(k_rope, inputs.cos, inputs.sin)
+        index = self._index(hidden_ND, q_latent, inputs)
+        if inputs.capture is not None:
+            inputs.capture.append((torch.cat((latent, k_rope), -1), index[1]))
+        rows = inputs.batch.to_rows
+        parts = IndexParts(
+            queries=rows(index[0]).transpose(1, 2).contiguous(),
+            keys=rows(index[1]),
+            weights=rows(index[2]).transpose(1, 2).unsqueeze(-1),
+        )
+        mixed, loss = block_attention(
+            *self._heads(q_latent, latent, k_rope, inputs), parts, self._plan(inputs)
+        )
+        mixed_N = inputs.batch.to_packed(mixed.transpose(1, 2)).flatten(1)
+        return self.o_proj(mixed_N), None if inputs.indexer_loss == "none" else loss
+
+    def _index(
+        self, hidden_ND: Tensor, q_latent: Tensor, inputs: LayerInputs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and inputs.indexer_loss != "none"):
+            return self.indexer(hidden_ND, q_latent, inputs.cos, inputs.sin)
+
+    def _heads(
+        self, q_latent: Tensor, latent: Tensor, k_rope: Tensor, inputs: LayerInputs
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys [B, H, T, nope + rope], values [B, H, T, V]."""
+        config, rows = self.config, inputs.batch.to_rows
+        heads, nope = config.num_attention_heads, config.qk_nope_head_dim
+        q = rows(self.q_b_proj(q_latent)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        q_rope = rotate_neighbours(q[..., nope:], inputs.row_cos, inputs.row_sin)
+        kv = rows(self.kv_b_proj(latent)).unflatten(-1, (heads, -1)).transpose(1, 2)
+        k_rope = rows(k_rope)[:, None].expand(-1, heads, -1, -1)
+        # The rows of a head lie together, as the block products want them.
+        queries = torch.cat((q[..., :nope], q_rope), dim=-1)
+        return queries, torch.cat((kv[..., :nope], k_rope), dim=-1), kv[..., nope:].contiguous()
+
+    def _plan(self, inputs: LayerInputs) -> AttentionPlan:
+        selects = self.config.token_selector != "dense"
+        return AttentionPlan(
+            scale=self.qk_head_dim**-0.5,
+            top_k=self.config.index_topk if selects else None,
+            position_scores=SELECTORS[self.config.token_selector],
+            indexer_loss=inputs.indexer_loss,
+            row_weights=None if inputs.indexer_loss == "none" else inputs.batch.row_weights(),
+        )

@@ -1,0 +1,63 @@
+"""What decoding keeps of the tokens it has read: latents and index keys, one preallocated row per slot.
+
+Both are O(length): the latent serves every head, and the selector bounds what is read, not what is stored.
+Rotary pairs are stored side by side (x0, x1), in the indexer's keys too: one complex product turns them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.model.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentCache:
+    latents: Tensor
+    """[layers, slots, max_length, C + R] float32: normalised latent, then the rotated shared key."""
+    index_keys: Tensor
+    """[layers, slots, max_length, I] float32."""
+
+    @property
+    def num_slots(self) -> int:
+        return self.latents.shape[1]
+
+    @property
+    def max_length(self) -> int:
+        return self.latents.shape[2]
+
+    def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None:
+        """Store rows at places (slot * max_length + position)."""
+        self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
+        self.index_keys[layer].view(-1, self.index_keys.shape[-1]).index_copy_(0, places_N, index_keys)
+
+    def write_captured(
+        self, layer: int, places_N: Tensor, captured: tuple[Tensor, Tensor], rope_dim: int
+    ) -> None:
+        """Store rows as the trainer-mode forward lays them out: the pairs' first members first."""
+        latents, index_keys = captured
+        rank = latents.shape[-1] - rope_dim
+        pairs = pair_order(rope_dim)
+        rope = latents[:, rank:][:, pairs]
+        index_rope = index_keys[:, :rope_dim][:, pairs]
+        self.write(
+            layer,
+            places_N,
+            torch.cat((latents[:, :rank], rope), -1),
+            torch.cat((index_rope, index_keys[:, rope_dim:]), -1),
+        )
+
+
+def pair_order(rope_dim: int) -> list[int]:
+    """Columns of a halves layout in the order of neighbours: 0, R/2, 1, R/2 + 1, ..."""
+    half = rope_dim // 2
+    return [column for pair in range(half) for column in (pair, half + pair)]
+
+
+def allocate_cache(config: ModelConfig, num_slots: int, max_length: int) -> LatentCache:
+    shape = (config.num_hidden_layers, num_slots, max_length)
+    return LatentCache(
+        latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim),
+        index_keys=torch.zeros(*shape, config.index_head_dim),
+    )
