@@ -1,0 +1,1 @@
+"""Everything between a task file and new weights."""

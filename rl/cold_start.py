@@ -1,0 +1,217 @@
+"""Cold start: next-token training on demonstrations; sparse attention comes in as it did in DeepSeek-V3.2.
+
+Three phases (arXiv 2512.02556, section 2.1.1, in small): dense attention on clean demonstrations; dense
+attention while the indexer warms up on what that attention looks at; sparse attention, the indexer going on
+by its KL over what it selects. The model learns by its own loss alone, the indexer by the KL alone.
+Demonstrations of mixed quality come last, so that right and wrong behaviour both have probability when
+reinforcement learning begins.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.model.decoder import WorldsmithForCausalLM
+from policies.model.experts import update_correction_bias
+from rl.transcript import Transcript
+
+CONTEXT_LOSS_WEIGHT = 0.1
+"""Weight of the tokens that the policy only reads: a little of it teaches copying sooner."""
+
+
+BALANCE_STEP = 0.001
+"""How far a router's correction bias moves in a step (DeepSeek-V3's gamma)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A part of the cold start. steps: of the whole; selector: what attention reads."""
+
+    demonstrations: str
+    steps: range
+    selector: str
+    indexer_every: int
+
+
+def phases(*, easy: int, clean: int, warm_up: int, sparse: int, indexer_every: int) -> list[Phase]:
+    """The phases, by their numbers of steps."""
+    ends = [easy, easy + clean, easy + clean + warm_up, easy + clean + warm_up + sparse]
+    starts = [0, *ends[:-1]]
+    kinds = [
+        ("easy", "dense", 0),
+        ("clean", "dense", 0),
+        ("mixed", "dense", 2),
+        ("mixed", "lightning", indexer_every),
+    ]
+    return [
+        Phase(demonstrations=name, steps=range(start, end), selector=selector, indexer_every=every)
+        for (name, selector, every), start, end in zip(kinds, starts, ends, strict=True)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Right-padded rows; weight_BT is what each next token counts."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    weight_BT: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.attention_mask_BT.sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepMetrics:
+    step: int
+    loss: float
+    indexer_loss: float
+    num_tokens: int
+
+
+def make_batch(transcripts: Sequence[Transcript], pad_id: int) -> Batch:
+    length = max(len(t.token_ids) for t in transcripts)
+    ids = torch.full((len(transcripts), length), pad_id)
+    mask = torch.zeros(len(transcripts), length, dtype=torch.long)
+    weight = torch.zeros(len(transcripts), length)
+    for row, transcript in enumerate(transcripts):
+        size = len(transcript.token_ids)
+        ids[row, :size] = torch.tensor(transcript.token_ids)
+        mask[row, :size] = 1
+        weight[row, :size] = torch.where(torch.tensor(transcript.written), 1.0, CONTEXT_LOSS_WEIGHT)
+    return Batch(input_ids_BT=ids, attention_mask_BT=mask, weight_BT=weight)
+
+
+def weighted_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:
+    """Mean negative log-probability (nats) of the next tokens, by weight."""
+    targets = batch.input_ids_BT[:, 1:]
+    weight = batch.weight_BT[:, 1:] * batch.attention_mask_BT[:, 1:]
+    keep = weight > 0
+    losses = torch.nn.functional.cross_entropy(logits_BTV[:, :-1][keep], targets[keep], reduction="none")
+    return (losses * weight[keep]).sum() / weight[keep].sum()
+
+
+def batches(
+    transcripts: Sequence[Transcript],
+    *,
+    tokens_per_batch: int,
+    pad_id: int,
+    rng: random.Random,
+    skip: int = 0,
+) -> Iterator[Batch]:
+    """Endless shuffled passes over the transcripts, in batches of at most so many tokens, from the `skip`th
+    on.
+    """
+    if not transcripts:
+        raise ValueError("there are no demonstrations to train on; make some with synth --demonstrations")
+    order = list(range(len(transcripts)))
+    while True:
+        rng.shuffle(order)
+        rows: list[Transcript] = []
+        size = 0
+        for index in order:
+            length = len(transcripts[index].token_ids)
+            if rows and size + length > tokens_per_batch:
+                if skip > 0:
+                    skip -= 1
+                else:
+                    yield make_batch(rows, pad_id)
+                rows, size = [], 0
+            rows.append(transcripts[index])
+            size += length
+
+
+def learning_rate_at(step: int, num_steps: int, peak: float) -> float:
+    """Linear warm-up over the first 5 %, then a linear fall to a tenth of the peak."""
+    warm = max(1, num_steps // 20)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * (1.0 - 0.9 * (step - warm) / max(1, num_steps - warm))
+
+
+def train_on(
+    model: WorldsmithForCausalLM,
+    optimizers: Sequence[torch.optim.Optimizer],
+    source: Iterator[Batch],
+    *,
+    steps: range,
+    scale: Callable[[int], float],
+    indexer_every: int,
+) -> Iterator[StepMetrics]:
+    """One step of every optimizer a batch; yields after each.
+
+    scale: what each optimizer's peak rate (its groups' `initial_lr`) is multiplied by.
+    indexer_every: the indexer learns in one step of so many; 0: never.
+    """
+    model.train()
+    indexer_loss = float("nan")
+    for step in steps:
+        batch = next(source)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale(step)
+        with_indexer = indexer_every > 0 and step % indexer_every == 0
+        output = model(
+            batch.input_ids_BT, batch.attention_mask_BT, indexer_loss="sparse" if with_indexer else "none"
+        )
+        loss = weighted_loss(output.logits, batch)
+        total = loss
+        if with_indexer:
+            total = loss + indexer_every * output.indexer_loss
+            indexer_loss = output.indexer_loss.item()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_correction_bias(model, BALANCE_STEP)
+        yield StepMetrics(step=step, loss=loss.item(), indexer_loss=indexer_loss, num_tokens=batch.num_tokens)
+
+
+def make_optimizers(
+    model: WorldsmithForCausalLM, *, learning_rate: float, muon_learning_rate: float
+) -> list[torch.optim.Optimizer]:
+    """Muon (arXiv 2502.16982) on the layers' matrices, AdamW on all else; muon_learning_rate 0: AdamW alone.
+
+    Orthogonal updates reach the loss at which names are copied with about half the tokens
+    (docs/benchmarks.md).
+    """
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2
+        and ".layers." in name
+        and ".indexer." not in name
+        and ".gate.weight" not in name
+    ]
+    if muon_learning_rate == 0:
+        matrices = []
+    chosen = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=muon_learning_rate,
+                momentum=0.95,
+                weight_decay=0.0,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
+
+
+def make_rl_optimizer(model: WorldsmithForCausalLM, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trainable, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

@@ -1,0 +1,170 @@
+"""A training run's configuration: YAML in, checked, with the nearest name for a field that does not exist."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rl.losses import Normalization
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Sizes of the policy, by transformers' `deepseek_v32` keys; what is not named is the tiny model's."""
+
+    sizes: dict[str, int | float | str] = Field(default_factory=dict)
+    max_pieces: int = Field(2000, ge=0)
+    """Tokens that the tokenizer may learn beyond the 256 bytes and the control tokens."""
+
+
+class ColdStartSection(Section):
+    easy_steps: int = Field(0, ge=0)
+    """Steps on clean demonstrations of the easiest level, dense attention."""
+    clean_steps: int = Field(ge=0)
+    """Steps on all clean demonstrations, dense attention."""
+    warm_up_steps: int = Field(ge=0)
+    """Steps on demonstrations of mixed quality in which the indexer learns from dense attention."""
+    sparse_steps: int = Field(ge=0)
+    """Steps on demonstrations of mixed quality with sparse attention."""
+    tokens_per_batch: int = Field(4096, ge=64)
+    learning_rate: float = Field(3e-3, gt=0)
+    """AdamW's, of all that is no matrix of a layer."""
+    muon_learning_rate: float = Field(8e-3, ge=0)
+    """Muon's, of the layers' matrices; 0: AdamW for them too."""
+    indexer_every: int = Field(4, ge=1)
+    """With sparse attention the indexer learns in one step of so many."""
+    checkpoint_every: int = Field(100, ge=1)
+
+    @property
+    def num_steps(self) -> int:
+        return self.easy_steps + self.clean_steps + self.warm_up_steps + self.sparse_steps
+
+
+class LossSection(Section):
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_weight: float = 0.0
+    off_policy_delta: float | None = None
+    normalization: Normalization = "response"
+
+
+class RlSection(Section):
+    steps: int = Field(ge=0)
+    groups_per_step: int = Field(ge=1)
+    """Groups played a step."""
+    groups_trained: int = Field(ge=1)
+    """Groups of them that the learner gets: those with differing rewards first (as DAPO's dynamic
+    sampling).
+    """
+    group_size: int = Field(ge=2)
+    rows_per_micro_batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    levels: tuple[int, ...]
+    """Levels that are trained on; the others stay unseen."""
+    loss: LossSection = LossSection()
+    reward_order: str = Field("true", pattern="^(true|shuffled)$")
+    """shuffled: the control; rewards change places inside each group."""
+    checkpoint_every: int = Field(10, ge=1)
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.groups_trained > self.groups_per_step:
+            raise ValueError(f"groups_trained must be at most groups_per_step ({self.groups_per_step})")
+        if self.groups_trained * self.group_size % self.rows_per_micro_batch:
+            raise ValueError(
+                f"rows_per_micro_batch must divide groups_trained x group_size"
+                f" ({self.groups_trained * self.group_size})"
+            )
+        return self
+
+
+class RolloutSection(Section):
+    workers: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1)
+    slots: int = Field(192, ge=1)
+    max_length: int = Field(384, ge=16)
+    """Tokens of a context; an episode that needs more ends."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Tokens of one turn."""
+
+
+class EvalSection(Section):
+    samples: int = Field(2, ge=1)
+    every: int = Field(0, ge=0)
+    """Evaluate each so many RL steps too; 0: before and after only."""
+
+
+class TrainConfig(Section):
+    seed: int = Field(0, ge=0)
+    corpus: str
+    """Certified tasks, with demonstrations."""
+    heldout: str
+    """Certified tasks of other seeds, to evaluate on."""
+    model: ModelSection = ModelSection()
+    cold_start: ColdStartSection
+    rl: RlSection
+    rollout: RolloutSection = RolloutSection()
+    eval: EvalSection = EvalSection()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """The configuration in `path`, with `a.b=value` overrides. Raises ValueError with one line on any
+    fault.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; give a config file, such as configs/demo.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        raise ValueError(f"{path}{line}: not readable as YAML") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: a config is a mapping of sections, got {type(fields).__name__}")
+    for override in overrides:
+        _apply(fields, override)
+    return parse_config(fields, where=str(path))
+
+
+def parse_config(fields: dict[str, Any], *, where: str) -> TrainConfig:
+    try:
+        return TrainConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise ValueError(f"{where}: there is no field {name}{_nearest(first['loc'])}") from None
+        raise ValueError(f"{where}: {name}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _apply(fields: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--set {override}: expected a.b=value")
+    *path, last = name.split(".")
+    here: Any = fields
+    for key in path:
+        here = here.setdefault(key, {}) if isinstance(here, dict) else None
+    if not isinstance(here, dict):
+        raise ValueError(f"--set {override}: {name} is not inside a section")
+    try:
+        here[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"--set {override}: {value!r} is not a YAML value") from None
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    section: type[BaseModel] = TrainConfig
+    for key in location[:-1]:
+        kind = section.model_fields[str(key)].annotation if str(key) in section.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return ""
+        section = kind
+    found = difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]}?" if found else f"; there are {', '.join(section.model_fields)}"

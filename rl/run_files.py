@@ -1,0 +1,183 @@
+"""A run's directory: `run.json`, `metrics.jsonl`, checkpoints. Every file appears whole or not at all."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from envs.task import canonical_json, digest
+
+RUN_VERSION = 1
+
+
+class RunBusyError(RuntimeError):
+    """Another process works in this directory."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes under a temporary name, then renames; a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Holds the directory for this process. Raises RunBusyError when another one does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunBusyError(
+                f"{directory}: another run works there; wait for it or choose another --out"
+            ) from None
+        yield
+
+
+class RunLog:
+    """The run's record as it goes: stages with their times, and one line of metrics at a time."""
+
+    def __init__(
+        self, directory: Path, *, command: str, config: Mapping[str, Any], tier: str, seed: int
+    ) -> None:
+        self.directory = directory
+        self._path = directory / "run.json"
+        self._stage_started = 0.0
+        if self._path.exists():
+            self.record: dict[str, Any] = json.loads(self._path.read_text())
+            _check_config(self._path, self.record["config"], config)
+            self.record["finished"] = None
+            self.record["resumed"] = [*self.record.get("resumed", []), _now()]
+        else:
+            self.record = {
+                "version": RUN_VERSION,
+                "command": command,
+                "started": _now(),
+                "finished": None,
+                "stage": "",
+                "config": dict(config),
+                "config_hash": digest(canonical_json(config)),
+                "versions": {name: version(name) for name in ("torch", "transformers", "trl", "ray")},
+                "machine": {
+                    "cores": os.cpu_count(),
+                    "python": platform.python_version(),
+                    "system": f"{platform.system()} {platform.machine()}",
+                },
+                "tier": tier,
+                "seeds": {"run": seed},
+                "counts": {},
+                "stage_log": [],
+                "notes": [],
+            }
+        self.save()
+
+    def save(self) -> None:
+        write_whole(self._path, json.dumps(self.record, indent=1, ensure_ascii=False).encode())
+
+    @contextmanager
+    def stage(self, name: str, note: str = "") -> Iterator[None]:
+        """Times a stage; a stage that a kill cut short keeps its first entry without seconds."""
+        started = time.monotonic()
+        entry = {"stage": name, "started": _now(), "seconds": None, "note": note}
+        self.record["stage"] = name
+        self.record["stage_log"].append(entry)
+        self.save()
+        yield
+        entry["seconds"] = round(time.monotonic() - started, 3)
+        self.save()
+
+    def note(self, text: str) -> None:
+        if text not in self.record["notes"]:
+            self.record["notes"].append(text)
+            self.save()
+
+    def metric(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        line = json.dumps({"kind": kind, **fields}, ensure_ascii=False) + "\n"
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+
+    def finish(self) -> None:
+        self.record["finished"] = _now()
+        self.save()
+
+
+def trim_metrics(directory: Path, *, kind: str, from_step: int) -> None:
+    """Drops what a killed run wrote past its last checkpoint, and a torn last line, so that steps stay
+    unbroken.
+    """
+    path = directory / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if record.get("kind") == kind and record.get("step", -1) >= from_step:
+            continue
+        kept.append(line)
+    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+
+
+def publish_directory(temporary: Path, final: Path) -> None:
+    """Moves a finished directory into place, over an older one of the same name."""
+    for path in sorted(temporary.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    sync_directory(final.parent)
+
+
+def _check_config(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    flat_old, flat_new = _flat(old), _flat(json.loads(json.dumps(new)))
+    changed = sorted(
+        key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key)
+    )
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{path}: this run began with {key} = {flat_old.get(key)!r}, the config now says {flat_new.get(key)!r}"
+            f" ({len(changed)} difference(s)); resume with the old config or choose another --out"
+        )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,529 @@
+"""A training run, from top to bottom: tokenizer, cold start, evaluation, GRPO, evaluation.
+
+    train(config, data, out)
+        learn_tokenizer      pieces from the demonstrations
+        cold_start           demonstrations, clean ones first, then mixed
+        evaluate "before"
+        reinforce            each step: publish weights, play groups, one learner step
+        evaluate "after"
+
+Run again on the same directory, it goes on where it was: each stage keeps checkpoints, steps are drawn from
+(seed, step) alone, and nothing is trained or evaluated twice.
+"""
+
+import copy
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+
+from envs.task import stable_seed
+from policies.engine import Sampling
+from policies.model.checkpoint import save_model
+from policies.model.config import tiny_config
+from policies.model.decoder import WorldsmithForCausalLM
+from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
+from policies.weights import publish
+from rl.advantage import has_signal, shuffled_within_groups
+from rl.budget import active_parameters, generation_flops, training_flops
+from rl.checkpoints import latest_checkpoint, load_checkpoint_model, load_optimizers, save_checkpoint
+from rl.cold_start import (
+    Phase,
+    StepMetrics,
+    batches,
+    learning_rate_at,
+    make_optimizers,
+    make_rl_optimizer,
+    phases,
+    train_on,
+)
+from rl.config import TrainConfig
+from rl.evaluate import play_scripted, requests_for, summarize
+from rl.learner import Feed, Learner, Objective, make_args
+from rl.losses import LossConfig
+from rl.observer import Observer, Silent
+from rl.rollout import PlayableTask
+from rl.rollout_worker import ReplicaConfig, Workers
+from rl.run_files import RunLog, locked, trim_metrics, write_whole
+from rl.trajectory import PlayRequest, Trajectory, episode_row, transcript_line, transcript_row
+from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
+
+TIER = "in-process (trusted generated tools)"
+TOKENIZER_SAMPLE = 2000
+READABLE_TRAJECTORIES = 80
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """What a run learns from and is measured on. `heldout` shares no world with `tasks`."""
+
+    tasks: Sequence[PlayableTask]
+    heldout: Sequence[PlayableTask]
+    easy: Sequence[Demonstration]
+    """The clean ones of the easiest level."""
+    clean: Sequence[Demonstration]
+    mixed: Sequence[Demonstration]
+    unseen_levels: frozenset[tuple[str, int]]
+    """(domain, level) that no demonstration shows."""
+
+
+def train(
+    config: TrainConfig, data: Data, out: Path, observer: Observer | None = None, log: RunLog | None = None
+) -> dict[str, Any]:
+    """Runs, or goes on with, the run in `out`; returns the closing evaluation's figures."""
+    observer = observer or Silent()
+    with locked(out):
+        fields = config.model_dump(mode="json")
+        log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
+        log.record["counts"] |= {
+            "train_tasks": len(data.tasks),
+            "heldout_tasks": len(data.heldout),
+            "demonstrations": len(data.clean) + len(data.mixed),
+        }
+        log.note(demonstrators_note(data))
+        run = Run(config=config, data=data, out=out, log=log, observer=observer)
+        codec = learn_tokenizer(run)
+        model = cold_start(run, codec)
+        baselines(run)
+        with ray_session(config.rollout.workers):
+            workers = start_workers(run)
+            evaluate(run, workers, model, when="before", step=0)
+            reinforce(run, workers, model, codec)
+            summary = evaluate(run, workers, model, when="after", step=config.rl.steps)
+            workers.close()
+        save_model(model, out / "policy")
+        log.finish()
+        observer.wrote()
+        return summary
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    config: TrainConfig
+    data: Data
+    out: Path
+    log: RunLog
+    observer: Observer
+
+
+def learn_tokenizer(run: Run) -> TextCodec:
+    """The tokenizer, learnt once from a sample of the demonstrations and kept with the policy."""
+    directory = run.out / "policy"
+    if not (directory / "tokenizer.json").exists():
+        with run.log.stage("tokenizer"):
+            rng = random.Random(stable_seed(run.config.seed, "tokenizer"))
+            every = [*run.data.clean, *run.data.mixed]
+            sample = rng.sample(every, min(len(every), TOKENIZER_SAMPLE))
+            pieces = learn_pieces(
+                [conversation_text(d) for d in sample], max_pieces=run.config.model.max_pieces
+            )
+            temporary = run.out / ".policy.tmp"
+            build_tokenizer(pieces).save_pretrained(temporary)
+            directory.mkdir(exist_ok=True)
+            for name in ("tokenizer_config.json", "tokenizer.json"):
+                write_whole(directory / name, (temporary / name).read_bytes())
+    return TextCodec(load_tokenizer(directory))
+
+
+def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
+    """The model after its demonstrations; goes on from the newest checkpoint."""
+    config, directory = run.config.cold_start, run.out / "checkpoints" / "cold-start"
+    found = latest_checkpoint(directory)
+    torch.manual_seed(stable_seed(run.config.seed, "model") % 2**31)
+    torch.set_num_threads(os.cpu_count() or 1)
+    model = load_checkpoint_model(found) if found else new_model(run, codec)
+    start, tokens = (found.step, int(found.state["tokens"])) if found else (0, 0)
+    run.log.record["counts"] |= {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "active_parameters": active_parameters(model),
+        "vocabulary": codec.vocab_size,
+    }
+    if start == config.num_steps:
+        return model
+    optimizers = make_optimizers(
+        model, learning_rate=config.learning_rate, muon_learning_rate=config.muon_learning_rate
+    )
+    if found:
+        load_optimizers(found, optimizers)
+    trim_metrics(run.out, kind="cold_start", from_step=start)
+    sets = {"easy": run.data.easy, "clean": run.data.clean, "mixed": run.data.mixed}
+    with run.log.stage("cold start"):
+        run.observer.begin("cold start", total=config.num_steps, done=start, unit="steps")
+        started, started_tokens = time.monotonic(), tokens
+        plan = phases(
+            easy=config.easy_steps,
+            clean=config.clean_steps,
+            warm_up=config.warm_up_steps,
+            sparse=config.sparse_steps,
+            indexer_every=config.indexer_every,
+        )
+        for number, phase in enumerate(plan):
+            left = range(max(start, phase.steps.start), phase.steps.stop)
+            if not left:
+                continue
+            model.config.token_selector = phase.selector
+            source = batches(
+                encode_all(sets[phase.demonstrations], codec),
+                tokens_per_batch=config.tokens_per_batch,
+                pad_id=codec.pad_id,
+                rng=random.Random(stable_seed(run.config.seed, "cold start", number)),
+                skip=left.start - phase.steps.start,
+            )
+            trained = train_on(
+                model,
+                optimizers,
+                source,
+                steps=left,
+                scale=lambda step: learning_rate_at(step, config.num_steps, 1.0),
+                indexer_every=phase.indexer_every,
+            )
+            for metrics in trained:
+                tokens += metrics.num_tokens
+                seconds = time.monotonic() - started
+                rate = (tokens - started_tokens) / seconds
+                run.log.metric("cold_start", cold_start_fields(metrics, phase, tokens, rate, seconds))
+                run.observer.advance(1, f"loss {metrics.loss:.3f}")
+                done = metrics.step + 1
+                if done % config.checkpoint_every == 0 or done == config.num_steps:
+                    state = {"tokens": tokens}
+                    save_checkpoint(directory, step=done, model=model, optimizers=optimizers, state=state)
+                if done % 10 == 0:
+                    run.observer.wrote()
+        run.observer.end()
+    return model
+
+
+def cold_start_fields(
+    metrics: StepMetrics, phase: Phase, tokens: int, tokens_per_s: float, seconds: float
+) -> dict[str, Any]:
+    return {
+        "step": metrics.step,
+        "phase": f"{phase.demonstrations}, {phase.selector} attention",
+        "loss": metrics.loss,
+        "indexer_loss": None if metrics.indexer_loss != metrics.indexer_loss else metrics.indexer_loss,
+        "tokens": tokens,
+        "tokens_per_s": tokens_per_s,
+        "seconds": seconds,
+    }
+
+
+def new_model(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
+    tokenizer = codec.tokenizer
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return WorldsmithForCausalLM(tiny_config(codec.vocab_size, **special, **run.config.model.sizes))
+
+
+def encode_all(demonstrations: Sequence[Demonstration], codec: TextCodec) -> list[Transcript]:
+    return [encode_conversation(d.messages, d.tools, codec) for d in demonstrations]
+
+
+def ray_session(workers: int) -> Any:
+    """A local Ray with a slot for each worker; an already running one is used as it is."""
+    return _RaySession(workers)
+
+
+class _RaySession:
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._mine = False
+
+    def __enter__(self) -> None:
+        if ray.is_initialized():
+            return
+        self._mine = True
+        ray.init(
+            num_cpus=max(self._workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}},
+        )
+
+    def __exit__(self, *_: object) -> None:
+        if self._mine:
+            ray.shutdown()
+
+
+def start_workers(run: Run) -> Workers:
+    """Rollout actors over the training tasks, then the held-out ones: one list, so that an index names a
+    task.
+    """
+    rollout = run.config.rollout
+    save_model(_policy_shell(run), run.out / "policy")
+    replica = ReplicaConfig(
+        policy=str(run.out / "policy"),
+        slots=rollout.slots,
+        max_length=rollout.max_length,
+        threads=rollout.threads,
+    )
+    return Workers(replica, [*run.data.tasks, *run.data.heldout], rollout.workers)
+
+
+def _policy_shell(run: Run) -> WorldsmithForCausalLM:
+    found = latest_checkpoint(run.out / "checkpoints") or latest_checkpoint(
+        run.out / "checkpoints" / "cold-start"
+    )
+    assert found is not None, "cold start leaves a checkpoint"
+    return load_checkpoint_model(found)
+
+
+def sampling(run: Run) -> Sampling:
+    return Sampling(max_new_tokens=run.config.rollout.max_new_tokens)
+
+
+def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
+    """GRPO. TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once."""
+    config, directory = run.config.rl, run.out / "checkpoints"
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".indexer." not in name)  # the indexer stays as it is in RL, as in GLM-5
+    reference = copy.deepcopy(model).eval() if config.loss.kl_weight else None
+    optimizer = make_rl_optimizer(model, config.learning_rate)
+    found = latest_checkpoint(directory)
+    start = found.step if found else 0
+    if found:
+        model.load_state_dict(load_checkpoint_model(found).state_dict())
+        load_optimizers(found, [optimizer])
+    if start >= config.steps:
+        return
+    trim_metrics(run.out, kind="rl", from_step=start)
+    clock = StepClock()
+    played: list[Trajectory] = []
+
+    def next_batch() -> Sequence[Trajectory]:
+        step = start + learner.state.global_step
+        workers.load(publish(model, version=step))
+        clock.begin_generation()
+        played[:] = workers.play(requests_of_step(run, step), sampling(run))
+        clock.end_generation()
+        return teaching_groups(run, with_ordered_rewards(run, played, step))
+
+    def after_step() -> None:
+        done = start + learner.state.global_step
+        record_step(run, done - 1, played, learner.step_metrics, clock)
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            save_checkpoint(directory, step=done, model=model, optimizers=[optimizer], state={})
+        if run.config.eval.every and done % run.config.eval.every == 0 and done < config.steps:
+            evaluate(run, workers, model, when=f"step-{done}", step=done)
+        clock.begin_step()
+
+    learner = Learner(
+        model,
+        tokenizer=codec.tokenizer,
+        args=make_args(
+            run.out / ".trl",
+            rows_per_step=config.groups_trained * config.group_size,
+            rows_per_micro_batch=config.rows_per_micro_batch,
+            group_size=config.group_size,
+            learning_rate=config.learning_rate,
+            num_steps=config.steps - start,
+        ),
+        objective=Objective(loss=LossConfig(**config.loss.model_dump()), reference=reference),
+        feed=Feed(next_batch=next_batch, after_step=after_step),
+        optimizer=optimizer,
+    )
+    with run.log.stage("rl"):
+        run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
+        learner.train()
+        run.observer.end()
+
+
+class StepClock:
+    """Seconds of a step's parts."""
+
+    def __init__(self) -> None:
+        self.generation = 0.0
+        self._mark = 0.0
+        self.begin_step()
+
+    def begin_step(self) -> None:
+        self._started = time.monotonic()
+
+    def begin_generation(self) -> None:
+        self._mark = time.monotonic()
+
+    def end_generation(self) -> None:
+        self.generation = time.monotonic() - self._mark
+
+    @property
+    def step(self) -> float:
+        return time.monotonic() - self._started
+
+
+def requests_of_step(run: Run, step: int) -> list[PlayRequest]:
+    """The step's groups: tasks of the trained levels, drawn by (seed, step)."""
+    config = run.config.rl
+    rng = random.Random(stable_seed(run.config.seed, "draw", step))
+    pool = [i for i, playable in enumerate(run.data.tasks) if playable.task.level in config.levels]
+    chosen = [rng.choice(pool) for _ in range(config.groups_per_step)]
+    return [
+        PlayRequest(
+            task_index=index,
+            group=group,
+            sample=sample,
+            attempt=0,
+            seed=stable_seed(run.config.seed, run.data.tasks[index].task.task_id, step, group, sample),
+        )
+        for group, index in enumerate(chosen)
+        for sample in range(config.group_size)
+    ]
+
+
+def with_ordered_rewards(run: Run, played: Sequence[Trajectory], step: int) -> Sequence[Trajectory]:
+    """The trajectories as the learner gets them: in the control, rewards have changed places inside each
+    group.
+    """
+    if run.config.rl.reward_order == "true":
+        return played
+    generator = torch.Generator().manual_seed(stable_seed(run.config.seed, "shuffle", step) % 2**31)
+    shuffled = shuffled_within_groups(rewards_of(played), run.config.rl.group_size, generator).tolist()
+    return [replace(t, reward=None if r != r else r) for t, r in zip(played, shuffled, strict=True)]
+
+
+def teaching_groups(run: Run, played: Sequence[Trajectory]) -> list[Trajectory]:
+    """`groups_trained` groups: those whose rewards differ, then others, each part in the order played."""
+    size = run.config.rl.group_size
+    signal = has_signal(rewards_of(played), size).tolist()
+    order = sorted(range(len(signal)), key=lambda group: not signal[group])
+    return [
+        t
+        for group in order[: run.config.rl.groups_trained]
+        for t in played[group * size : (group + 1) * size]
+    ]
+
+
+def rewards_of(played: Sequence[Trajectory]) -> torch.Tensor:
+    return torch.tensor([float("nan") if t.reward is None else t.reward for t in played])
+
+
+def record_step(
+    run: Run, step: int, played: list[Trajectory], terms: dict[str, float], clock: StepClock
+) -> None:
+    rewards = rewards_of(played)
+    environment = sum(t.seconds_environment for t in played) / run.config.rollout.workers
+    measured = rewards[~rewards.isnan()]
+    mean = measured.mean().item() if len(measured) else None
+    fields = {
+        "step": step,
+        "reward_mean": mean,
+        "pass_rate": mean,
+        "signal_share": has_signal(rewards, run.config.rl.group_size).float().mean().item(),
+        "tokens": sum(len(t.token_ids) for t in played),
+        "sampled_tokens": sum(t.num_sampled for t in played),
+        "response_tokens_mean": sum(t.num_sampled for t in played) / len(played),
+        "seconds_generation": clock.generation - environment,
+        "seconds_environment": environment,
+        "seconds_training": clock.step - clock.generation,
+        "weights_version": step,
+        "causes": dict(Counter(str(t.cause) for t in played)),
+        **terms,
+    }
+    run.log.metric("rl", fields)
+    write_episodes(run, f"rl-step-{step:06d}", [episode_row(t, when="rl", tier=TIER) for t in played])
+    run.observer.advance(1, f"pass rate {mean:.2f}" if mean is not None else "nothing measured")
+    run.observer.wrote()
+
+
+def evaluate(
+    run: Run, workers: Workers, model: WorldsmithForCausalLM, *, when: str, step: int
+) -> dict[str, Any]:
+    """Held-out pass rates by sampling; a finished evaluation is read back, not played again."""
+    if (known := known_evaluation(run.out, when)) is not None:
+        return known
+    with run.log.stage(f"evaluation {when}"):
+        workers.load(publish(model, version=step))
+        offset = len(run.data.tasks)
+        requests = [
+            replace(request, task_index=request.task_index + offset)
+            for request in requests_for(
+                run.data.heldout, samples=run.config.eval.samples, seed=run.config.seed
+            )
+        ]
+        started = time.monotonic()
+        played = workers.play(requests, sampling(run))
+        rows = [episode_row(t, when=when, tier=TIER) for t in played]
+        summary = summarize(rows, unseen_levels=run.data.unseen_levels)
+        write_episodes(run, f"eval-{when}", rows)
+        readable = played[:: max(1, len(played) // READABLE_TRAJECTORIES)]
+        lines = "".join(transcript_line(transcript_row(t, when=when)) + "\n" for t in readable)
+        write_whole(run.out / "trajectories" / f"{when}.jsonl", lines.encode())
+        record = {
+            "when": when,
+            "step": step,
+            "policy": "policy",
+            "seconds": time.monotonic() - started,
+            **summary,
+        }
+        run.log.metric("eval", record)
+        if when == "after":
+            run.log.metric("compute", compute_spent(run, model))
+        run.observer.wrote()
+    return record
+
+
+def baselines(run: Run) -> None:
+    """The scripted agents on the held-out tasks: the oracle must score 1, the null agent 0."""
+    for policy in ("oracle", "null", "random"):
+        if known_evaluation(run.out, "before", policy=policy) is None:
+            rows = list(play_scripted(run.data.heldout, policy, samples=1, seed=run.config.seed))
+            summary = summarize(rows, unseen_levels=run.data.unseen_levels)
+            run.log.metric("eval", {"when": "before", "step": 0, "policy": policy, **summary})
+    run.observer.wrote()
+
+
+def known_evaluation(out: Path, when: str, *, policy: str = "policy") -> dict[str, Any] | None:
+    for record in read_metrics(out):
+        if record.get("kind") == "eval" and record.get("when") == when and record.get("policy") == policy:
+            return record
+    return None
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = out / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def compute_spent(run: Run, model: WorldsmithForCausalLM) -> dict[str, Any]:
+    """FLOPs of both parts by one count (`rl.budget`), and RL's share of the cold start's."""
+    metrics = read_metrics(run.out)
+    cold_tokens = max((m["tokens"] for m in metrics if m["kind"] == "cold_start"), default=0)
+    steps = [m for m in metrics if m["kind"] == "rl"]
+    rl_tokens = sum(m["tokens"] for m in steps)
+    cold = training_flops(model, cold_tokens)
+    learning = training_flops(model, rl_tokens) + generation_flops(model, rl_tokens)
+    return {"cold_start_flops": cold, "rl_flops": learning, "share": learning / cold if cold else None}
+
+
+def write_episodes(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+    write_whole(run.out / "episodes" / f"{name}.parquet", sink.getvalue().to_pybytes())
+
+
+def demonstrators_note(data: Data) -> str:
+    passed = sum(d.reward == 1.0 for d in data.mixed) / max(1, len(data.mixed))
+    return (
+        f"The cold start learns from {len(data.clean):,} clean demonstrations (the planner with full care), then from "
+        f"{len(data.mixed):,} of mixed quality: demonstrators who at times skip a check or ignore a rule on purpose; "
+        f"{passed:.0%} of those succeed. What RL gains is behaviour that both kinds showed it."
+    )

@@ -1,0 +1,40 @@
+import pytest
+
+from rl.statistics import pass_at_k, pass_hat_k, pass_rate, wilson_interval
+
+
+def test_wilsons_interval_matches_the_published_example() -> None:
+    low, high = wilson_interval(10, 20)  # p = 0.5, n = 20: 0.299 to 0.701
+    assert (low, high) == (pytest.approx(0.2993, abs=1e-4), pytest.approx(0.7007, abs=1e-4))
+
+
+def test_no_failures_still_leaves_doubt() -> None:
+    low, high = wilson_interval(0, 100)
+    assert low == 0.0
+    assert high == pytest.approx(0.0370, abs=1e-4)
+
+
+def test_samples_that_agree_within_their_task_count_once() -> None:
+    twins = pass_rate({str(task): [float(task % 2)] * 4 for task in range(100)})
+    alone = pass_rate({str(task): [float(task % 2)] for task in range(100)})
+    assert twins.episodes == 400
+    assert twins.interval == (
+        pytest.approx(alone.interval[0], abs=1e-3),
+        pytest.approx(alone.interval[1], abs=1e-3),
+    )
+
+
+def test_samples_that_differ_within_their_task_narrow_the_interval() -> None:
+    mixed = pass_rate({str(task): [1.0, 0.0] if task % 2 else [0.0, 1.0] for task in range(100)})
+    alone = pass_rate({str(task): [float(task % 2)] for task in range(100)})
+    assert mixed.interval[1] - mixed.interval[0] <= alone.interval[1] - alone.interval[0]
+
+
+def test_nothing_measured_is_no_rate() -> None:
+    assert pass_rate({}).pass_rate is None
+
+
+def test_pass_at_k_and_pass_hat_k_by_hand() -> None:
+    # 4 samples, 2 passed: of 6 pairs, 1 holds no pass and 1 holds only passes
+    assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
+    assert pass_hat_k(4, 2, 2) == pytest.approx(1 / 6)

@@ -1,0 +1,48 @@
+"""Brings `synthesis` and `rl` together: what a corpus holds, in the form that a rollout and a cold start
+take.
+"""
+
+from pathlib import Path
+
+from rl.rollout import PlayableTask
+from rl.train import Data
+from rl.transcript import Demonstration
+from synthesis.corpus import check_disjoint, read_corpus, read_toolsets
+from synthesis.demonstrations import read_demonstrations
+
+
+def playable_tasks(directory: Path, *, limit: int | None = None) -> list[PlayableTask]:
+    """The corpus' tasks. Raises ValueError when there is none or a file is not what was written."""
+    tasks = [PlayableTask(task=row.task, image=row.image) for row in read_corpus(directory, limit=limit)]
+    if not tasks:
+        raise ValueError(f"{directory}: the corpus holds no tasks; make some with worldsmith synth --count")
+    return tasks
+
+
+def training_data(corpus: Path, heldout: Path) -> Data:
+    """Tasks and demonstrations of `corpus`, held-out tasks of `heldout`, proved to share no task and no
+    world.
+    """
+    check_disjoint(corpus, heldout)
+    toolsets = read_toolsets(corpus)
+    easy: list[Demonstration] = []
+    clean: list[Demonstration] = []
+    mixed: list[Demonstration] = []
+    shown: set[tuple[str, int]] = set()
+    for row in read_demonstrations(corpus):
+        demonstration = Demonstration(messages=row.messages, tools=toolsets[row.tools], reward=row.reward)
+        (mixed if row.slip_rate > 0 else clean).append(demonstration)
+        if row.slip_rate == 0 and row.level == 1:
+            easy.append(demonstration)
+        shown.add((row.domain, row.level))
+    if not clean or not mixed:
+        raise ValueError(
+            f"{corpus}: training needs clean and mixed demonstrations, found {len(clean)} and {len(mixed)};"
+            " make them with worldsmith synth --demonstrations N --slip-rate 0,0.4"
+        )
+    tasks = playable_tasks(corpus)
+    held = playable_tasks(heldout)
+    cells = {(playable.task.domain, playable.task.level) for playable in held}
+    return Data(
+        tasks=tasks, heldout=held, easy=easy, clean=clean, mixed=mixed, unseen_levels=frozenset(cells - shown)
+    )

@@ -1,0 +1,161 @@
+"""Plays tasks with a policy and grades them: pass rates with intervals, infrastructure errors apart.
+
+Example: worldsmith eval --tasks corpora/heldout --policy local:runs/demo/policy --samples 4 --out runs/eval
+
+Policies: oracle (the gold), null (does nothing), random (a blind guess), greedy, local:DIR (a policy of
+ours).
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rl.evaluate import Row, play_scripted, requests_for, summarize
+from rl.rollout import PlayableTask
+from rl.run_files import RunLog, locked, write_whole
+from rl.trajectory import scripted_line
+from worldsmith.arguments import CommandParser, did_you_mean
+from worldsmith.corpora import playable_tasks
+from worldsmith.progress import Progress
+from worldsmith.report import write_report
+
+SCRIPTED = ("oracle", "null", "random", "greedy")
+TIER = "in-process (trusted generated tools)"
+
+
+def main(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    _check_policy(args.policy)
+    if args.samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {args.samples}")
+    tasks = playable_tasks(args.tasks, limit=args.limit)
+    print(f"tier: {TIER}; {len(tasks):,} tasks, {args.samples} sample(s) each", file=sys.stderr)
+    if args.dry_run:
+        return 0
+    config = {"tasks": str(args.tasks), "policy": args.policy, "samples": args.samples, "limit": args.limit}
+    with locked(args.out):
+        if (args.out / "run.json").exists():
+            raise ValueError(f"{args.out}: holds a run already; give --out another directory")
+        log = RunLog(args.out, command="eval", config=config, tier=TIER, seed=args.seed)
+        with (
+            log.stage("evaluation"),
+            Progress("eval", total=len(tasks) * args.samples, unit="episodes") as progress,
+        ):
+            play = _play_scripted if args.policy in SCRIPTED else _play_local
+            rows, lines = play(args, tasks, progress)
+        summary = summarize(rows) | _guess_rate(tasks)
+        log.metric("eval", {"when": "after", "policy": args.policy, **summary})
+        write_whole(args.out / "trajectories" / "eval.jsonl", "".join(line + "\n" for line in lines).encode())
+        _write_episodes(args.out, rows)
+        log.finish()
+    write_report(args.out)
+    _print(args, summary)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser("eval", __doc__)
+    parser.add_argument(
+        "--tasks", type=Path, required=True, metavar="DIR", help="a corpus, as synth writes it"
+    )
+    parser.add_argument("--policy", required=True, help="oracle, null, random, greedy or local:DIR")
+    parser.add_argument("--samples", type=int, default=1, help="episodes of each task (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the policy's sampling (default: 0)")
+    parser.add_argument("--limit", type=int, help="play only the first LIMIT tasks (default: all)")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, help="of a local policy (default: 1; 0: greedy)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="a directory for the results")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, play nothing")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on the last line of standard output"
+    )
+    return parser
+
+
+def _check_policy(policy: str) -> None:
+    if policy in SCRIPTED:
+        return
+    kind, colon, _ = policy.partition(":")
+    if kind != "local" or not colon:
+        hint = did_you_mean(policy, [*SCRIPTED, "local:DIR"])
+        raise ValueError(
+            f"--policy: no policy {policy!r}{hint}; there are {', '.join(SCRIPTED)} and local:DIR"
+        )
+
+
+def _play_scripted(
+    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress
+) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    lines: list[str] = []
+    for row in play_scripted(
+        tasks, args.policy, samples=args.samples, seed=args.seed, on_episode=progress.advance
+    ):
+        lines.append(scripted_line(row, when="after"))
+        rows.append({key: value for key, value in row.items() if key != "messages"} | {"tier": TIER})
+    return rows, lines
+
+
+def _play_local(
+    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress
+) -> tuple[list[Row], list[str]]:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from policies.engine import Sampling
+    from rl.rollout_worker import ReplicaConfig, RolloutWorker
+    from rl.trajectory import episode_row, transcript_line, transcript_row
+
+    directory = args.policy.removeprefix("local:")
+    threads = os.cpu_count() or 1
+    worker = RolloutWorker(
+        ReplicaConfig(policy=directory, slots=192, max_length=1024, threads=threads), tasks
+    )
+    requests = requests_for(tasks, samples=args.samples, seed=args.seed)
+    sampling = Sampling(temperature=args.temperature, max_new_tokens=256)
+    played = []
+    for trajectory in worker.play_each(requests, sampling):
+        played.append(trajectory)
+        progress.advance()
+    order = {(r.group, r.sample): index for index, r in enumerate(requests)}
+    played.sort(key=lambda t: order[t.group, t.sample])
+    rows = [episode_row(t, when="after", tier=TIER) for t in played]
+    return rows, [transcript_line(transcript_row(t, when="after")) for t in played]
+
+
+def _write_episodes(out: Path, rows: list[Row]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
+    write_whole(out / "episodes" / "eval.parquet", sink.getvalue().to_pybytes())
+
+
+def _guess_rate(tasks: Sequence[PlayableTask]) -> dict[str, Any]:
+    """The mean over tasks of the analytic chance of a blind guess, as gate G4 proved it."""
+    chances = [record.value for t in tasks for record in t.task.quality if record.gate == "G4"]
+    return {"guess_rate": sum(chances) / len(chances)} if len(chances) == len(tasks) else {}
+
+
+def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
+    if args.json:
+        print(json.dumps({"policy": args.policy, "tier": TIER, "out": str(args.out), **summary}))
+        return
+    if summary["pass_rate"] is None:
+        print(f"no episode could be measured: {summary['causes']}")
+        return
+    for name, part in {**summary["by_level"], "all": summary}.items():
+        low, high = part["interval"]
+        print(f"{name:<12} {part['pass_rate']:.3f}  ({low:.3f} to {high:.3f})  {part['episodes']:,} episodes")
+    for name in (
+        "guess_rate",
+        *(key for key in summary if key.startswith("pass@") or key.startswith("pass^")),
+    ):
+        if name in summary:
+            print(f"{name:<12} {summary[name]:.3f}")
+    print(f"causes       {summary['causes']}; infrastructure errors {summary['infrastructure_errors']}")
+    print(f"tier         {TIER}\nreport       {args.out}/report.html")

@@ -1,0 +1,216 @@
+"""Writes a corpus of certified tasks, and demonstrations beside them. Run again, it resumes.
+
+Example: worldsmith synth --family general --domain all --count 800 --seed 1 --out corpora/train
+
+Each task comes from its own seed and passes every gate (see docs/tasks.md) or is refused; what was refused, and why,
+is counted in DIR/corpus.json. The same arguments give the same bytes for any number of workers.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+
+from synthesis.corpus import Manifest, Shard
+from synthesis.general import DOMAINS, FAMILY
+from synthesis.pipeline import DEFAULT_LEVELS, SynthConfig, plan_shards, synthesize
+from worldsmith.arguments import CommandParser, did_you_mean
+from worldsmith.progress import Progress
+
+FEW_SHARDS = 8
+"""So few shards are made sooner in this process than Ray starts."""
+
+
+def main(argv: list[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.list_domains:
+        print(json.dumps(_domains()) if args.json else _domain_table())
+        return 0
+    if args.count is None or args.seed is None or args.out is None:
+        missing = [f"--{name}" for name in ("count", "seed", "out") if getattr(args, name) is None]
+        parser.error(f"{', '.join(missing)} missing")
+    config = _config(args)
+    specs = plan_shards(config)
+    workers = args.workers
+    if workers is None:
+        workers = 0 if len(specs) <= FEW_SHARDS else len(os.sched_getaffinity(0))
+    if args.dry_run:
+        return _show_plan(config, args)
+    total = sum(spec.rows for spec in specs)
+    num_rejected = 0
+    with ExitStack() as stack:
+        # Shown from the first shard on: a directory that is refused gets its one line alone.
+        progress = cache(lambda: stack.enter_context(Progress("synth", total=total, unit="rows")))
+
+        def on_shard(shard: Shard) -> None:
+            nonlocal num_rejected
+            num_rejected += sum(shard.rejections.values())
+            progress().advance(shard.rows, note=f"{num_rejected} candidates refused")
+
+        manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard)
+    return _report(manifest, args)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("synth", __doc__)
+    parser.add_argument(
+        "--family", default=FAMILY, choices=(FAMILY,), help="the family of tasks (default: general)"
+    )
+    parser.add_argument(
+        "--domain", default="all", help="a domain's name, several joined by commas, or all (default)"
+    )
+    parser.add_argument(
+        "--count", type=_count, help="accepted tasks in all, spread evenly over domains and levels"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="another seed gives other worlds: held-out corpora are made so"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the corpus' directory; a half-made one is resumed"
+    )
+    shown = ",".join(map(str, DEFAULT_LEVELS))
+    parser.add_argument(
+        "--levels", type=_integers, default=DEFAULT_LEVELS, help=f"joined by commas (default: {shown})"
+    )
+    parser.add_argument(
+        "--workers", type=_count, help="Ray workers (default: one a core; 0: none, in this process)"
+    )
+    parser.add_argument(
+        "--demonstrations", type=_count, default=0, metavar="N", help="conversations for a cold start"
+    )
+    parser.add_argument(
+        "--demonstration-levels",
+        type=_integers,
+        default=(),
+        help="their levels (default: those that may be shown)",
+    )
+    parser.add_argument(
+        "--slip-rate", type=_numbers, default=(0.0,), metavar="R[,R...]",
+        help="how likely a demonstrator slips at each chance; several take turns (default: 0)",
+    )  # fmt: skip
+    parser.add_argument("--shard-rows", type=_count, default=25, help="tasks in a shard (default: 25)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and make nothing")
+    parser.add_argument("--list-domains", action="store_true", help="list the domains and their levels")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on the last line of standard output"
+    )
+    return parser
+
+
+def _config(args: argparse.Namespace) -> SynthConfig:
+    names = list(DOMAINS) if args.domain == "all" else args.domain.split(",")
+    for name in names:
+        if name not in DOMAINS:
+            hint = did_you_mean(name, list(DOMAINS))
+            raise ValueError(
+                f"--domain: no domain {name!r}{hint} (worldsmith synth --list-domains lists all)"
+            )
+    return SynthConfig(
+        count=args.count,
+        seed=args.seed,
+        family=args.family,
+        domains=tuple(names),
+        levels=args.levels,
+        demonstrations=args.demonstrations,
+        demonstration_levels=args.demonstration_levels,
+        slip_rates=args.slip_rate,
+        shard_rows=args.shard_rows,
+    )
+
+
+def _show_plan(config: SynthConfig, args: argparse.Namespace) -> int:
+    specs = plan_shards(config)
+    rows: Counter[tuple[str, str, int]] = Counter()
+    for spec in specs:
+        rows[spec.kind, spec.domain, spec.level] += spec.rows
+    if args.json:
+        cells = [
+            dict(zip(("kind", "domain", "level"), cell, strict=True)) | {"rows": n}
+            for cell, n in rows.items()
+        ]
+        print(json.dumps({"shards": len(specs), "cells": cells, "out": str(args.out)}))
+        return 0
+    for (kind, domain, level), count in rows.items():
+        print(f"{kind:<15} {domain:<10} level {level}  {count:>7,}")
+    print(f"{len(specs)} shards would be written to {args.out}")
+    return 0
+
+
+def _report(manifest: Manifest, args: argparse.Namespace) -> int:
+    wanted = args.count + args.demonstrations
+    made = manifest.num_tasks + manifest.num_demonstrations
+    rejections: Counter[str] = Counter()
+    for shard in manifest.shards:
+        rejections.update(
+            {f"{shard.domain} level {shard.level}: {r}": n for r, n in shard.rejections.items()}
+        )
+    if args.json:
+        counts = {"tasks": manifest.num_tasks, "demonstrations": manifest.num_demonstrations}
+        print(
+            json.dumps(
+                {
+                    **counts,
+                    "rejections": rejections,
+                    "out": str(args.out),
+                    "config_hash": manifest.config_hash,
+                }
+            )
+        )
+    else:
+        print(
+            f"{manifest.num_tasks:,} tasks and {manifest.num_demonstrations:,} demonstrations in {args.out}"
+        )
+        for reason, count in rejections.most_common(10):
+            print(f"  refused {count:,}: {reason}")
+    if made < wanted:
+        print(
+            f"worldsmith synth: {wanted - made:,} fewer rows than asked for: too many candidates were refused,"
+            f" see the rejections in {args.out}/corpus.json",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _domains() -> dict[str, dict[str, object]]:
+    return {
+        name: {
+            "version": domain.version,
+            "levels": list(domain.levels),
+            "shown_levels": list(domain.shown_levels),
+        }
+        for name, domain in DOMAINS.items()
+    }
+
+
+def _domain_table() -> str:
+    return "\n".join(
+        f"{name:<10} levels {', '.join(map(str, domain.levels))}; shown to a cold start: "
+        f"{', '.join(map(str, domain.shown_levels))}; {len(domain.tools)} tools"
+        for name, domain in DOMAINS.items()
+    )
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers joined by commas") from None
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers joined by commas") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
