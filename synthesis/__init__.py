@@ -1,0 +1,1 @@
+"""Seeds to certified tasks: domain grammars, the oracle, the gates, the corpus."""

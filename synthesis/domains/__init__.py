@@ -1,0 +1,1 @@
+"""One grammar a file: entities, invariants, tools with effects, goal templates, phrases."""

@@ -1,0 +1,288 @@
+"""Retail orders under a policy: cancel and return what the rules allow, refuse the rest, read before you act.
+
+Levels: 1 cancel an order by its id; 2 return one by its id (days since delivery, refund as paid); 3 cancel or return
+the order of an item that the customer names, among three orders; 4 the same among six. 1 to 3 may be shown.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
+from envs.tools import Param, Requirement, Tool, Write
+from envs.world import Table
+from synthesis.domains.names import FIRST_NAMES, ITEMS, LAST_NAMES
+from synthesis.grammar import Care, Client, Draft, quote
+from synthesis.solver import Allow, Problem
+
+VERSION = 1
+STATUSES = ("pending", "delivered", "shipped")
+PAYMENTS = ("card", "cash", "points")
+DAY_LIMITS = (20, 30, 40, 50)
+_ORDER = Param(name="order_id", description="The order, as O and three digits.")
+_EXISTS = Requirement(
+    sql="SELECT 1 FROM orders WHERE order_id = :order_id", error="error: there is no order {order_id}"
+)
+
+TOOLS = (
+    Tool(
+        name="find_user_id",
+        description="The id of the customer with this name.",
+        parameters=(Param(name="name", description="First and last name."),),
+        query="SELECT user_id FROM users WHERE name = :name",
+        row_format="{user_id}",
+        reads=("users",),
+    ),
+    Tool(
+        name="get_user_orders",
+        description="The ids of a customer's orders.",
+        parameters=(Param(name="user_id", description="The customer's id."),),
+        query="SELECT order_id FROM orders WHERE user_id = :user_id ORDER BY order_id",
+        row_format="{order_id}",
+        reads=("orders",),
+    ),
+    Tool(
+        name="get_order_details",
+        description="Item, status, payment and, if delivered, the days since delivery.",
+        parameters=(_ORDER,),
+        requires=(_EXISTS,),
+        query="SELECT item, status, paid, days FROM orders WHERE order_id = :order_id",
+        row_format="{item}; {status}; paid by {paid}; {days} days",
+        reads=("orders",),
+    ),
+    Tool(
+        name="cancel_order",
+        description="Cancels an order.",
+        parameters=(_ORDER,),
+        requires=(_EXISTS,),
+        statements=("UPDATE orders SET status = 'cancelled' WHERE order_id = :order_id",),
+        done="cancelled",
+        reads=("orders",),
+        writes=(Write(table="orders", operation="update", columns=("status",)),),
+    ),
+    Tool(
+        name="return_order",
+        description="Takes an order back and refunds it.",
+        parameters=(_ORDER, Param(name="refund_to", description="How to refund.", enum=PAYMENTS)),
+        requires=(_EXISTS,),
+        statements=("UPDATE orders SET status = 'returned', refund = :refund_to WHERE order_id = :order_id",),
+        done="returned",
+        reads=("orders",),
+        writes=(Write(table="orders", operation="update", columns=("refund", "status")),),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What the customer asks for, as the prompt says it."""
+
+    action: Literal["cancel", "return"]
+    name: str
+    order_id: str
+    """Empty when the customer names the item instead."""
+    item: str
+    day_limit: int
+
+
+def policy_text(day_limit: int) -> str:
+    return (
+        "You serve the customers of a shop with the tools.\n"
+        "Read the details of an order before you decide about it.\n"
+        "Cancel an order only while it is pending.\n"
+        f"Return an order only if it is delivered, at most {day_limit} days ago, and refund it the way it was paid.\n"
+        "If a request is against these rules, change nothing and answer refused. Else do it and answer done."
+    )
+
+
+def is_allowed(action: str, *, status: str, days: int, day_limit: int) -> bool:
+    if action == "cancel":
+        return status == "pending"
+    return status == "delivered" and days <= day_limit
+
+
+@dataclass(frozen=True, slots=True)
+class RetailDomain:
+    name: str = "retail"
+    version: int = VERSION
+    levels: tuple[int, ...] = (1, 2, 3, 4)
+    shown_levels: tuple[int, ...] = (1, 2, 3)
+    tools: tuple[Tool, ...] = TOOLS
+
+    def draft(self, level: int, seed: int) -> Draft | None:
+        if level not in self.levels:
+            raise ValueError(f"domain retail has the levels {self.levels}, not {level}")
+        rng = random.Random(seed)
+        users, orders = _world(rng, orders_per_user=6 if level == 4 else 3)
+        day_limit = rng.choice(DAY_LIMITS)
+        action: Literal["cancel", "return"] = {1: "cancel", 2: "return"}.get(level) or rng.choice(("cancel", "return"))
+        wanted = _pick_order(rng, orders, action, day_limit)
+        order_id, user_id, item, status, paid, days, _ = wanted
+        name = next(row[1] for row in users if row[0] == user_id)
+        by_item = level >= 3
+        request = Request(
+            action=action, name=name, order_id="" if by_item else order_id, item=item if by_item else "", day_limit=day_limit
+        )
+        allowed = is_allowed(action, status=status, days=days, day_limit=day_limit)
+        plans = _guesses(orders)
+        right = _plan_name(action if allowed else "refuse", order_id, paid)
+        columns = ("order_id", "user_id", "item", "status", "paid", "days", "refund")
+        kinds = ("TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "INTEGER", "TEXT")
+        return Draft(
+            domain=self.name,
+            level=level,
+            seed=seed,
+            tables=(
+                Table(name="users", columns=(("user_id", "TEXT"), ("name", "TEXT")), rows=users),
+                Table(name="orders", columns=tuple(zip(columns, kinds, strict=True)), rows=orders),
+            ),
+            system=policy_text(day_limit),
+            prompt=_prompt(rng, request),
+            tools=self.tools,
+            clauses=_clauses(action, order_id, paid, allowed),
+            frame=_frame(action, order_id) if allowed else (),
+            answer=AnswerSpec(kind="choice", choices=("done", "refused")),
+            guess=GuessSpace(plans=tuple(plans.values())),
+            problem=Problem(
+                options={"plan": tuple(plans)},
+                constraints=(Allow(name="the rules", variable="plan", options=frozenset({right})),),
+            ),
+            goal=request,
+            max_turns=16,
+        )
+
+    def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
+        request: Request = draft.goal
+        order_id, details = _find_order(client, request, care)
+        if details is None:  # acted without reading
+            _act(client, request.action, order_id, care.rng.choice(PAYMENTS))
+            return Plan(calls=tuple(client.calls), answer="done")
+        allowed = is_allowed(
+            request.action, status=details["status"], days=details["days"], day_limit=request.day_limit
+        )
+        if care.slips():
+            allowed = not allowed
+        if not allowed:
+            return Plan(calls=tuple(client.calls), answer="refused")
+        refund = care.rng.choice(PAYMENTS) if request.action == "return" and care.slips() else details["paid"]
+        _act(client, request.action, order_id, refund)
+        return Plan(calls=tuple(client.calls), answer="done")
+
+
+def _world(
+    rng: random.Random, *, orders_per_user: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str, str, str, str, int, str]]]:
+    num_users = 2
+    names = [f"{a} {b}" for a, b in zip(rng.sample(FIRST_NAMES, num_users), rng.sample(LAST_NAMES, num_users), strict=True)]
+    user_ids = [f"U{n}" for n in rng.sample(range(10, 100), num_users)]
+    order_ids = [f"O{n}" for n in rng.sample(range(100, 1000), orders_per_user * num_users)]
+    orders = []
+    for index, user_id in enumerate(user_ids):
+        own = order_ids[orders_per_user * index : orders_per_user * (index + 1)]
+        items = rng.sample(ITEMS, orders_per_user)
+        for order_id, item in zip(own, items, strict=True):
+            status = rng.choices(STATUSES, weights=(4, 5, 1))[0]
+            days = rng.randrange(10, 60) if status == "delivered" else 0
+            orders.append((order_id, user_id, item, status, rng.choice(PAYMENTS), days, "none"))
+    return sorted(zip(user_ids, names, strict=True)), sorted(orders)
+
+
+def _pick_order(
+    rng: random.Random, orders: list[tuple[str, str, str, str, str, int, str]], action: str, day_limit: int
+) -> tuple[str, str, str, str, str, int, str]:
+    """Two wanted orders in three are within the rules, where the world has such."""
+    allowed = rng.random() < 2 / 3
+    fitting = [o for o in orders if is_allowed(action, status=o[3], days=o[5], day_limit=day_limit) == allowed]
+    return rng.choice(fitting or orders)
+
+
+def _prompt(rng: random.Random, request: Request) -> str:
+    verb = {"cancel": ("cancel", "call off"), "return": ("return", "send back")}[request.action]
+    what = f"order {request.order_id}" if request.order_id else f"the {request.item}"
+    opening = rng.choice(("I am {}.", "This is {}.")).format(request.name)
+    wish = rng.choice(("Please {} {}.", "I want to {} {}.")).format(rng.choice(verb), what)
+    return f"{opening} {wish}"
+
+
+def _plan_name(action: str, order_id: str, paid: str) -> str:
+    return f"return {order_id} {paid}" if action == "return" else f"{action} {order_id}"
+
+
+def _guesses(orders: list[tuple[str, str, str, str, str, int, str]]) -> dict[str, Plan]:
+    """Every decision about every order, each after reading it: what an agent that ignores what it reads may do."""
+    plans: dict[str, Plan] = {}
+    for order_id, *_ in orders:
+        read = Call(tool="get_order_details", arguments={"order_id": order_id})
+        plans[f"refuse {order_id}"] = Plan(calls=(read,), answer="refused")
+        cancel = Call(tool="cancel_order", arguments={"order_id": order_id})
+        plans[f"cancel {order_id}"] = Plan(calls=(read, cancel), answer="done")
+        for paid in PAYMENTS:
+            back = Call(tool="return_order", arguments={"order_id": order_id, "refund_to": paid})
+            plans[f"return {order_id} {paid}"] = Plan(calls=(read, back), answer="done")
+    return plans
+
+
+def _clauses(action: str, order_id: str, paid: str, allowed: bool) -> tuple[Clause, ...]:
+    order = quote(order_id)
+    seen = (
+        "SELECT 1 FROM journal WHERE tool = 'get_order_details' AND NOT error "
+        f"AND json_extract(arguments, '$.order_id') = {order}"
+    )
+    clauses = [
+        Clause(
+            name="the details were read before the decision",
+            part="policy",
+            phrase="Read the details of an order before you decide about it.",
+            sql=f"SELECT 1 WHERE NOT EXISTS ({seen} AND step < coalesce((SELECT min(step) FROM journal "
+            "WHERE tool IN ('cancel_order', 'return_order')), 1000000))",
+        ),
+        Clause(
+            name="nothing was changed twice",
+            part="policy",
+            sql="SELECT 1 FROM journal WHERE tool IN ('cancel_order', 'return_order') AND NOT error "
+            "GROUP BY json_extract(arguments, '$.order_id') HAVING count(*) > 1",
+        ),
+    ]
+    word = "done" if allowed else "refused"
+    clauses.append(
+        Clause(name=f"the answer is {word}", part="answer", sql=f"SELECT 1 FROM answer WHERE choice <> '{word}'")
+    )
+    if allowed:
+        state = "status = 'cancelled'" if action == "cancel" else f"status = 'returned' AND refund = {quote(paid)}"
+        goal = f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM orders WHERE order_id = {order} AND {state})"
+        clauses.append(Clause(name=f"the order is {action}led" if action == "cancel" else "the order is returned", part="goal", sql=goal))
+    return tuple(clauses)
+
+
+def _frame(action: str, order_id: str) -> tuple[FrameRule, ...]:
+    columns = ("status",) if action == "cancel" else ("status", "refund")
+    return (FrameRule(table="orders", key=order_id, columns=columns),)
+
+
+def _find_order(client: Client, request: Request, care: Care) -> tuple[str, dict[str, object] | None]:
+    """The wanted order and what was read of it; a slip takes an order without reading it."""
+    if request.order_id:
+        return request.order_id, None if care.slips() else _details(client, request.order_id)
+    user_id = client.values("find_user_id", name=request.name)[0]
+    order_ids = client.values("get_user_orders", user_id=user_id)
+    if care.slips():
+        return care.rng.choice(order_ids), None
+    for order_id in care.order(order_ids):
+        details = _details(client, order_id)
+        if details["item"] == request.item:
+            return order_id, details
+    raise ValueError(f"no order of {request.name} holds the {request.item}")
+
+
+def _details(client: Client, order_id: str) -> dict[str, object]:
+    return client.call("get_order_details", order_id=order_id).rows[0]
+
+
+def _act(client: Client, action: str, order_id: str, refund: object) -> None:
+    if action == "cancel":
+        client.call("cancel_order", order_id=order_id)
+    else:
+        client.call("return_order", order_id=order_id, refund_to=refund)
+
+
+DOMAIN = RetailDomain()

@@ -1,0 +1,1 @@
+"""One gate a module: what each proves of a task before it ships."""

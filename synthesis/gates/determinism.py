@@ -1,0 +1,27 @@
+"""G1: the same seed gives the same world and the same task, byte for byte.
+
+Here within this process; `certify` does it again in another one, on whatever machine it runs.
+"""
+
+from envs.task import GateRecord, task_to_json
+from synthesis.gates.trial import Trial
+from synthesis.general import domain_named, make_candidate
+
+GATE, TITLE, VERSION = "G1", "determinism", 1
+
+
+def check(trial: Trial) -> GateRecord:
+    task = trial.task
+    again = make_candidate(domain_named(task.domain), task.level, task.world.seed)
+    faults = []
+    if again is None or again.image != trial.image:
+        faults.append("the seed gives another world")
+    if again is None or task_to_json(again.task) != task_to_json(task):
+        faults.append("the seed gives another task")
+    return GateRecord(
+        gate=GATE,
+        passed=not faults,
+        value=float(not faults),
+        evidence="; ".join(faults) or f"world of {len(trial.image)} bytes and task made twice, equal",
+        version=VERSION,
+    )

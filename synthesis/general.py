@@ -1,0 +1,72 @@
+"""The general family: from (domain, level, seed) to a task with its world and gold, before the gates."""
+
+from dataclasses import dataclass, replace
+
+from envs.task import Message, Plan, Provenance, Task, WorldRef, content_hash
+from envs.tool_server import ToolServer
+from envs.world import build_image, image_hash
+from synthesis.domains import retail, trip
+from synthesis.grammar import Care, Client, Domain, Draft, full_care
+
+FAMILY = "general"
+DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (trip.DOMAIN, retail.DOMAIN)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A task that no gate has seen, with its world's bytes and the draft that it came from."""
+
+    task: Task
+    image: bytes
+    draft: Draft
+
+
+def domain_named(name: str) -> Domain:
+    """Raises ValueError for a domain that does not exist."""
+    if name not in DOMAINS:
+        raise ValueError(f"no domain {name!r}; there are {', '.join(DOMAINS)}")
+    return DOMAINS[name]
+
+
+def make_candidate(domain: Domain, level: int, seed: int) -> Candidate | None:
+    """The candidate of a seed, or None when its world holds no task of that level."""
+    draft = domain.draft(level, seed)
+    if draft is None:
+        return None
+    image = build_image(draft.tables)
+    gold = demonstrate(domain, draft, image, full_care())
+    task = make_task(domain, draft, world_hash=image_hash(image), gold=gold)
+    task = replace(task, task_id=f"{domain.name}-{level}-{content_hash(task)[:12]}")
+    return Candidate(task=task, image=image, draft=draft)
+
+
+def make_task(domain: Domain, draft: Draft, *, world_hash: str, gold: Plan) -> Task:
+    """The draft as a task, still without an id."""
+    generator = f"{FAMILY}/{domain.name}"
+    return Task(
+        task_id="",
+        family=FAMILY,
+        domain=domain.name,
+        level=draft.level,
+        world=WorldRef(
+            generator=generator, generator_version=domain.version, seed=draft.seed, content_hash=world_hash
+        ),
+        prompt=(Message(role="system", content=draft.system), Message(role="user", content=draft.prompt)),
+        tools=draft.tools,
+        clauses=draft.clauses,
+        frame=draft.frame,
+        answer=draft.answer,
+        gold=gold,
+        guess=draft.guess,
+        max_turns=draft.max_turns,
+        provenance=Provenance(generator=generator, generator_version=domain.version, seed=draft.seed),
+    )
+
+
+def demonstrate(domain: Domain, draft: Draft, image: bytes, care: Care) -> Plan:
+    """The planner's calls and answer on a fresh copy of the world."""
+    server = ToolServer(image, draft.tools)
+    try:
+        return domain.plan(draft, Client(server), care)
+    finally:
+        server.close()

@@ -1,0 +1,121 @@
+"""What a domain grammar is: from a seed and a level to a draft of a task, and a planner that solves it by its
+tools.
+
+A domain owns its tables, its tools with their effects, its goal and policy templates and its phrases. It
+hands out `Draft`s, which the gates may still refuse, and it plays them as an agent would: the planner sees
+observations only, and its care is a dial, so that the same code gives the gold and the demonstrators of mixed
+quality.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
+from envs.tool_server import Observation, ToolServer
+from envs.tools import Tool
+from envs.world import Table
+from synthesis.solver import Problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A task before its gates. `goal` is what the planner may know: what the prompt says, in the domain's own
+    form.
+    """
+
+    domain: str
+    level: int
+    seed: int
+    tables: tuple[Table, ...]
+    system: str
+    prompt: str
+    tools: tuple[Tool, ...]
+    clauses: tuple[Clause, ...]
+    frame: tuple[FrameRule, ...]
+    answer: AnswerSpec
+    guess: GuessSpace
+    problem: Problem
+    goal: Any
+    max_turns: int
+
+
+@dataclass(slots=True)
+class Care:
+    """How carefully a demonstrator works: at each chance to slip it does so with probability `slip_rate`."""
+
+    slip_rate: float
+    rng: random.Random
+    num_slips: int = 0
+    any_order: bool = True
+    """Look at things in a random order; else in the order in which a tool lists them."""
+
+    def slips(self) -> bool:
+        slipped = self.rng.random() < self.slip_rate
+        self.num_slips += slipped
+        return slipped
+
+    def order(self, names: Sequence[str]) -> list[str]:
+        """The order in which to look at what a tool lists."""
+        return self.rng.sample(names, len(names)) if self.any_order else list(names)
+
+
+def full_care() -> Care:
+    """How a gold is made: no slips, everything in the order listed."""
+    return Care(slip_rate=0.0, rng=random.Random(0), any_order=False)
+
+
+@dataclass(slots=True)
+class Client:
+    """A planner's only hold on the world: calls through the tool server, each kept."""
+
+    server: ToolServer
+    calls: list[Call] = field(default_factory=list)
+
+    def call(self, tool: str, **arguments: Any) -> Observation:
+        call = Call(tool=tool, arguments=arguments)
+        self.calls.append(call)
+        return self.server.call(call)
+
+    def values(self, tool: str, **arguments: Any) -> list[Any]:
+        """The first column of what a query gives."""
+        return [next(iter(row.values())) for row in self.call(tool, **arguments).rows]
+
+
+class Domain(Protocol):
+    """One file of `synthesis/domains`.
+
+    shown_levels: those that a cold start may see; the rest are held back.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def levels(self) -> Sequence[int]: ...
+
+    @property
+    def shown_levels(self) -> Sequence[int]: ...
+
+    @property
+    def tools(self) -> tuple[Tool, ...]: ...
+
+    def draft(self, level: int, seed: int) -> Draft | None:
+        """A draft of that level, or None when the seed's world holds no such task.
+
+        Raises ValueError for an unknown level.
+        """
+        ...
+
+    def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
+        """Solves the draft by calls, from observations and the prompt alone."""
+        ...
+
+
+def quote(value: str) -> str:
+    """An SQL string literal."""
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,95 @@
+"""`worldsmith synth` and `worldsmith certify` as a person runs them: exit codes, one line for a mistake,
+JSON.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from synthesis.corpus import MANIFEST
+from worldsmith.cli import main
+
+SMALL = ["--count", "2", "--domain", "retail", "--levels", "1", "--seed", "3", "--workers", "0"]
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_made_again_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "corpus"
+    for _ in range(2):
+        assert main(["synth", *SMALL, "--out", str(out), "--json"]) == 0
+        made = last_json(capsys)
+        assert (made["tasks"], made["demonstrations"], made["rejections"]) == (2, 0, {})
+    assert main(["certify", str(out), "--json"]) == 0
+    assert last_json(capsys) == {"tasks": 2, "faults": []}
+    path = out / "worlds" / "part-00000.parquet"
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert main(["certify", str(out)]) == 1
+    assert "its SHA-256 is" in capsys.readouterr().out
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "--count", "80", "--seed", "1", "--out", str(tmp_path / "x"), "--dry-run"]) == 0
+    assert "trip       level 4       10" in capsys.readouterr().out
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_domains_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "--list-domains", "--json"]) == 0
+    assert set(last_json(capsys)) == {"trip", "retail"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--domain", "trp"], "no domain 'trp', did you mean trip?"),
+        (["--count", "0"], "nothing to make"),
+        (["--count", "-3"], "--count"),
+        (["--levels", "1,x"], "'1,x' is not whole numbers"),
+        (["--levels", "9"], "level 9 does not exist"),
+        (["--slip-rate", "2", "--demonstrations", "1"], "slip_rates"),
+        (["--workers", "-1"], "'-1' is not a whole number"),
+        (["--sede", "1"], "did you mean --seed?"),
+        (["--family", "code"], "invalid choice: 'code'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_two(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x"
+    assert main(["synth", *SMALL, "--out", str(out), *argv]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_what_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["synth", "--count", "3"]) == 2
+    assert "--seed, --out missing" in capsys.readouterr().err
+
+
+def test_another_count_for_the_same_directory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["synth", *SMALL, "--out", str(tmp_path / "x")]) == 0
+    capsys.readouterr()
+    assert main(["synth", *SMALL, "--count", "3", "--out", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "count 2 there, 3 now" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"version": 7}'])
+def test_certify_refuses_what_is_no_corpus(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / MANIFEST).write_text(content)
+    assert main(["certify", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["certify", str(tmp_path / "nowhere")]) == 2

@@ -1,0 +1,247 @@
+"""The corpus is a function of its config: for any order of shards, any number of workers, and after any kill."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from synthesis import pipeline
+from synthesis.corpus import MANIFEST, check_disjoint, read_corpus
+from synthesis.pipeline import (
+    CANDIDATES_PER_ROW,
+    ShardResult,
+    ShardSpec,
+    SynthConfig,
+    make_shard,
+    plan_shards,
+    synthesize,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()
+    }
+
+
+def test_the_count_is_spread_evenly_over_domains_and_levels() -> None:
+    specs = plan_shards(SynthConfig(count=10, seed=1, levels=(1, 2, 5), shard_rows=2, demonstrations=7))
+    rows: dict[tuple[str, str, int], int] = {}
+    for spec in specs:
+        rows[spec.kind, spec.domain, spec.level] = (
+            rows.get((spec.kind, spec.domain, spec.level), 0) + spec.rows
+        )
+    tasks = {cell[1:]: count for cell, count in rows.items() if cell[0] == "tasks"}
+    # Retail has no level 5, and a cold start is shown levels 1 to 3 alone.
+    assert tasks == {("trip", 1): 2, ("trip", 2): 2, ("trip", 5): 2, ("retail", 1): 2, ("retail", 2): 2}
+    shown = {cell[1:]: count for cell, count in rows.items() if cell[0] == "demonstrations"}
+    assert shown == {("trip", 1): 2, ("trip", 2): 2, ("retail", 1): 2, ("retail", 2): 1}
+
+
+def test_no_two_shards_draw_the_same_candidate() -> None:
+    specs = plan_shards(SynthConfig(count=40, seed=1, levels=(1,), domains=("trip",), shard_rows=7))
+    ranges = sorted((spec.start, spec.start + spec.rows * CANDIDATES_PER_ROW) for spec in specs)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ranges))
+    assert [spec.rows for spec in specs] == [7, 7, 7, 7, 7, 5]
+    assert len({spec.name for spec in specs}) == 6
+
+
+def test_a_shard_is_the_same_whenever_it_is_made(small_config: SynthConfig) -> None:
+    spec = plan_shards(small_config)[0]
+    assert make_shard(spec) == make_shard(spec)
+    assert make_shard(spec).contents != make_shard(replace(spec, seed=spec.seed + 1)).contents
+
+
+def test_a_corpus_holds_what_was_asked_for(made_once: Path, small_config: SynthConfig) -> None:
+    tasks = read_corpus(made_once)
+    cells = [(entry.task.domain, entry.task.level) for entry in tasks]
+    assert {cell: cells.count(cell) for cell in cells} == dict.fromkeys(small_config.cells(), 2)
+    assert len({entry.task.task_id for entry in tasks}) == 8
+    assert not (made_once / pipeline.WORK).exists()
+
+
+def test_a_task_that_is_refused_is_counted_and_replaced(
+    small_config: SynthConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, real = [], pipeline.make_candidate
+
+    def none_at_first(domain: object, level: int, seed: int) -> object:
+        made.append(seed)
+        return None if len(made) <= 3 else real(domain, level, seed)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(pipeline, "make_candidate", none_at_first)
+    shard = make_shard(plan_shards(small_config)[0]).shard
+    assert (shard.rows, shard.candidates, shard.rejections) == (2, 5, {pipeline.NO_TASK: 3})
+
+
+def test_running_again_changes_nothing(corpus: Path, small_config: SynthConfig) -> None:
+    before = contents(corpus)
+    manifest = synthesize(small_config, corpus, workers=0)
+    assert contents(corpus) == before
+    assert manifest.num_tasks == 8
+
+
+def test_the_order_in_which_shards_are_done_does_not_show(
+    made_once: Path, small_config: SynthConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffled(specs: Sequence[ShardSpec], workers: int) -> Iterator[ShardResult]:
+        return map(make_shard, random.Random(3).sample(specs, len(specs)))
+
+    monkeypatch.setattr(pipeline, "_run", shuffled)
+    synthesize(small_config, tmp_path / "other", workers=0)
+    assert contents(tmp_path / "other") == contents(made_once)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
+def test_a_run_that_is_cut_off_goes_on_where_it_was(
+    made_once: Path, small_config: SynthConfig, tmp_path: Path, stop_after: int
+) -> None:
+    directory = tmp_path / "cut"
+    seen: list[str] = []
+
+    def cut(shard: object) -> None:
+        seen.append("")
+        if len(seen) > stop_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(small_config, directory, workers=0, on_shard=cut)
+    assert not (directory / MANIFEST).exists()
+    with pytest.raises(ValueError, match="no finished corpus"):
+        read_corpus(directory)
+    (directory / "tasks").mkdir(exist_ok=True)
+    (directory / "tasks" / ".part-00000.parquet.1.tmp").write_bytes(b"torn")
+    synthesize(small_config, directory, workers=0)
+    assert contents(directory) == contents(made_once)
+
+
+def test_a_shard_damaged_before_the_end_is_made_again(
+    made_once: Path, small_config: SynthConfig, tmp_path: Path
+) -> None:
+    directory = tmp_path / "cut"
+
+    def cut(shard: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(small_config, directory, workers=0, on_shard=cut)
+    (directory / "tasks" / "part-00000.parquet").write_bytes(b"torn")
+    synthesize(small_config, directory, workers=0)
+    assert contents(directory) == contents(made_once)
+
+
+COMMAND = ["--count", "8", "--seed", "5", "--levels", "1,3", "--demonstrations", "12", "--slip-rate", "0,0.5"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_it_ends_with_the_same_bytes(made_once: Path, tmp_path: Path) -> None:
+    directory, rng = tmp_path / "killed", random.Random(1)
+    argv = [
+        sys.executable,
+        "-m",
+        "worldsmith",
+        "synth",
+        *COMMAND,
+        "--shard-rows",
+        "2",
+        "--out",
+        str(directory),
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for _ in range(6):
+        process = subprocess.Popen(
+            [*argv, "--workers", "0"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        while (
+            not (directory / pipeline.WORK).exists()
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert (
+        subprocess.run([*argv, "--workers", "0"], env=env, capture_output=True, check=False).returncode == 0
+    )
+    assert contents(directory) == contents(made_once)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ray_workers_make_the_same_bytes(
+    made_once: Path, small_config: SynthConfig, tmp_path: Path, workers: int
+) -> None:
+    synthesize(small_config, tmp_path / "ray", workers=workers)
+    assert contents(tmp_path / "ray") == contents(made_once)
+
+
+def test_another_config_is_refused_with_the_difference(corpus: Path, small_config: SynthConfig) -> None:
+    with pytest.raises(ValueError, match="count 8 there, 9 now"):
+        synthesize(replace(small_config, count=9), corpus, workers=0)
+    (corpus / MANIFEST).unlink()
+    (corpus / pipeline.WORK).mkdir(exist_ok=True)
+    (corpus / pipeline.WORK / "config.json").write_text(
+        json.dumps(small_config.as_json() | {"gate_versions": {}})
+    )
+    with pytest.raises(ValueError, match="gate_versions"):
+        synthesize(small_config, corpus, workers=0)
+
+
+def test_two_runs_in_one_directory_are_refused(small_config: SynthConfig, tmp_path: Path) -> None:
+    with (
+        pipeline._locked_directory(tmp_path),
+        pytest.raises(ValueError, match="another synth is writing here"),
+    ):
+        synthesize(small_config, tmp_path, workers=0)
+
+
+def test_a_directory_of_something_else_is_left_alone(small_config: SynthConfig, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        synthesize(small_config, tmp_path, workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match="is a file"):
+        synthesize(small_config, tmp_path / "thesis.tex", workers=0)
+
+
+def test_corpora_of_two_seeds_share_nothing(
+    made_once: Path, small_config: SynthConfig, tmp_path: Path
+) -> None:
+    synthesize(replace(small_config, seed=6, demonstrations=0), tmp_path / "held-out", workers=0)
+    check_disjoint(made_once, tmp_path / "held-out")
+    with pytest.raises(ValueError, match=r"share 8 task\(s\)"):
+        check_disjoint(made_once, made_once)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": -1}, "count must lie in"),
+        ({"count": 0}, "nothing to make"),
+        ({"domains": ("trp",)}, "no domain 'trp'"),
+        ({"domains": ()}, "domains must be given"),
+        ({"levels": (1, 1)}, "each once"),
+        ({"levels": (9,)}, "level 9 does not exist"),
+        ({"domains": ("retail",), "levels": (5,)}, "level 5 does not exist"),
+        ({"slip_rates": (1.5,)}, "slip_rates"),
+        ({"shard_rows": 0}, "shard_rows"),
+        ({"family": "code"}, "family must be general"),
+        ({"levels": (4,), "demonstrations": 3}, "give demonstration_levels"),
+    ],
+)
+def test_a_config_is_checked_where_it_is_built(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SynthConfig(**{"count": 1, "seed": 1, **fields})  # pyright: ignore[reportArgumentType]
