@@ -1,4 +1,6 @@
-"""Scripted agents that act by messages and tool calls, as a policy does: gates, tests and `eval` play the same ones."""
+"""Scripted agents that act by messages and tool calls, as a policy does: gates, tests and `eval` play the
+same ones.
+"""
 
 import json
 import random
@@ -113,5 +115,3 @@ def play_plan(task: Task, image: bytes, plan: Plan) -> StepResult:
         return play_agent(env, PlanAgent(plan))[0]
     finally:
         env.close()
-
-

@@ -1,8 +1,9 @@
 """One task as a gymnasium environment: an assistant message in, what its tool calls gave back out.
 
-An instance plays one task at a time in a private world, which `close` frees. The reward is 0.0 until the episode
-ends, then the verifier's score. `terminated`: the policy answered; `truncated`: turns ran out, or too many of its
-messages could not be read. Rollouts use `play` with records; `step` is the same with JSON text, for gymnasium.
+An instance plays one task at a time in a private world, which `close` frees. The reward is 0.0 until the
+episode ends, then the verifier's score. `terminated`: the policy answered; `truncated`: turns ran out, or too
+many of its messages could not be read. Rollouts use `play` with records; `step` is the same with JSON text,
+for gymnasium.
 """
 
 import json
@@ -60,7 +61,9 @@ class TaskEnv(gymnasium.Env[str, str]):
         return self.task.prompt
 
     def play(self, message: Message) -> StepResult:
-        """Takes one assistant message: its tool calls run in order; without calls its content is the final answer."""
+        """Takes one assistant message: its tool calls run in order; without calls its content is the final
+        answer.
+        """
         server = self._running_server()
         self._num_turns += 1
         if not message.tool_calls:
@@ -82,7 +85,9 @@ class TaskEnv(gymnasium.Env[str, str]):
         return StepResult(messages=tuple(replies), reward=0.0, cause=None)
 
     def play_malformed(self, fault: str) -> StepResult:
-        """Takes a message that could not be read; the policy is told why, and `MAX_MALFORMED` of them end the episode."""
+        """Takes a message that could not be read; the policy is told why, and `MAX_MALFORMED` of them end the
+        episode.
+        """
         self._running_server()
         self._num_turns += 1
         self._num_malformed += 1
@@ -93,7 +98,9 @@ class TaskEnv(gymnasium.Env[str, str]):
         return StepResult(messages=(Message(role="user", content=f"error: {fault}"),), reward=0.0, cause=None)
 
     def stop(self, cause: Cause) -> StepResult:
-        """Ends the episode without an answer: 0 for the policy's own doing, no reward for a fault of the machinery."""
+        """Ends the episode without an answer: 0 for the policy's own doing, no reward for a fault of the
+        machinery.
+        """
         self._cause = cause
         return StepResult(messages=(), reward=None if cause.is_infrastructure else 0.0, cause=cause)
 

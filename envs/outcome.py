@@ -23,7 +23,8 @@ class Cause(StrEnum):
 
     @property
     def is_infrastructure(self) -> bool:
-        """True: says nothing about the policy; the episode is retried and, failing that, carries no reward."""
+        """True: says nothing about the policy; the episode is retried and, failing that, carries no "
+        "reward."""
         return self in _INFRASTRUCTURE
 
     @property

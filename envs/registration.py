@@ -1,4 +1,6 @@
-"""gymnasium ids: `worldsmith/Task-v0` plays one task file; string entry points, so that workers need no import."""
+"""gymnasium ids: `worldsmith/Task-v0` plays one task file; string entry points, so that workers need no
+import.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,9 @@ TASK_ENV_ID = "worldsmith/Task-v0"
 
 
 def make_task_env(task_file: str, world_file: str, render_mode: str | None = None) -> TaskEnv:
-    """Opens a task from its JSON file and its world's SQLite file. Raises ValueError when either cannot be read."""
+    """Opens a task from its JSON file and its world's SQLite file. Raises ValueError when either cannot be
+    read.
+    """
     for path in (task_file, world_file):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; give a task's JSON and its world's SQLite file")

@@ -1,10 +1,11 @@
 """The records that everything shares: World, Task, Gold, Quality, and their JSON form and content hashes.
 
-A task file is data alone: prompt, tools (SQL, see `envs.tools`), clauses (SQL that returns what violates them),
-frame, answer form, gold calls, quality. Loading one validates every field and runs nothing.
+A task file is data alone: prompt, tools (SQL, see `envs.tools`), clauses (SQL that returns what violates
+them), frame, answer form, gold calls, quality. Loading one validates every field and runs nothing.
 
-Words: a *clause* is one condition of the goal, the policy or the answer; the *frame* is what an episode may change;
-the *gold* is the reference solution; the *guess space* is what an agent that reads nothing chooses from.
+Words: a *clause* is one condition of the goal, the policy or the answer; the *frame* is what an episode may
+change; the *gold* is the reference solution; the *guess space* is what an agent that reads nothing chooses
+from.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ class Message:
 class Clause:
     """One condition. `sql` returns the rows that violate it; no row: it holds.
 
-    It sees the final tables as they are, the first ones as `initial.TABLE`, the journal as `journal(step, tool,
-    arguments, result, error)` and the answer's rows as `answer(row, COLUMNS...)`.
+    It sees the final tables as they are, the first ones as `initial.TABLE`, the journal as `journal(step,
+    tool, arguments, result, error)` and the answer's rows as `answer(row, COLUMNS...)`.
     """
 
     name: str
@@ -52,7 +53,9 @@ class Clause:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class FrameRule:
-    """A change that an episode may make: the named columns of the row of `table` whose first column is `key`."""
+    """A change that an episode may make: the named columns of the row of `table` whose first column is
+    `key`.
+    """
 
     table: str
     key: str
@@ -125,7 +128,9 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class WorldRef:
-    """Which world: whoever has (generator, version, seed) can build it again; `content_hash` says whether it is it."""
+    """Which world: whoever has (generator, version, seed) can build it again; `content_hash` says whether
+    it is it.
+    """
 
     generator: str
     generator_version: int
@@ -152,7 +157,9 @@ class Task:
     max_turns: int
     provenance: Provenance
     requires: tuple[str, ...] = ()
-    """Capabilities that the box must have been proved to hold; empty: the trusted in-process surface will do."""
+    """Capabilities that the box must have been proved to hold; empty: the trusted in-process surface will
+    do.
+    """
     quality: tuple[GateRecord, ...] = ()
     version: int = TASK_VERSION
 
@@ -171,7 +178,9 @@ def task_to_json(task: Task) -> str:
 
 
 def task_from_json(text: str | bytes, *, where: str = "task") -> Task:
-    """Parses and validates a task file's row. Raises ValueError with one line: where, which field, what is wrong."""
+    """Parses and validates a task file's row. Raises ValueError with one line: where, which field, what is
+    wrong.
+    """
     try:
         task = _task_adapter().validate_json(text)
     except ValidationError as error:
@@ -216,5 +225,6 @@ def quality_hash(task: Task) -> str:
 
 
 def stable_seed(*parts: object) -> int:
-    """A 63-bit seed from the parts, the same in every process and on every machine (never Python's `hash`)."""
+    """A 63-bit seed from the parts, the same in every process and on every machine (never Python's "
+    "`hash`)."""
     return int.from_bytes(hashlib.sha256(canonical_json(list(parts)).encode()).digest()[:8], "big") >> 1

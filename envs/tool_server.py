@@ -1,8 +1,8 @@
 """Runs tool calls against a task's world and keeps the hash-chained journal of them.
 
-The world is a private in-memory database. SQL from a task file is data from outside: an authorizer lets through
-only reads and writes of the world's own tables and pure functions (no ATTACH, PRAGMA, VACUUM INTO or extension),
-and a step budget ends a query that runs away.
+The world is a private in-memory database. SQL from a task file is data from outside: an authorizer lets
+through only reads and writes of the world's own tables and pure functions (no ATTACH, PRAGMA, VACUUM INTO or
+extension), and a step budget ends a query that runs away.
 """
 
 import json
@@ -61,8 +61,8 @@ class Observation:
 def plain_call(call: Call) -> Call:
     """The call as the journal can hold it and any clause can read it, whatever an agent sent.
 
-    A value that no parameter type has (a list, NaN) becomes null, which every tool refuses; a lone surrogate, which
-    is no text, becomes its escape.
+    A value that no parameter type has (a list, NaN) becomes null, which every tool refuses; a lone surrogate,
+    which is no text, becomes its escape.
     """
     arguments = {_storable(str(name)): _plain_value(value) for name, value in call.arguments.items()}
     tool = _storable(call.tool)
@@ -133,8 +133,8 @@ class ToolServer:
     def call(self, call: Call) -> Observation:
         """Runs one call and writes it into the journal.
 
-        A call that cannot run (unknown tool, wrong arguments, requirement not met, SQL fault) changes nothing and
-        is an observation with `error` set; it never raises for what an agent sent.
+        A call that cannot run (unknown tool, wrong arguments, requirement not met, SQL fault) changes nothing
+        and is an observation with `error` set; it never raises for what an agent sent.
         """
         call = plain_call(call)
         observation = self._run(call)
@@ -207,7 +207,9 @@ class ToolServer:
 
 
 def replay(server: ToolServer, journal: Sequence[JournalEntry]) -> None:
-    """Makes the journal's calls again on a fresh server. Raises ValueError for an entry that no call can have left."""
+    """Makes the journal's calls again on a fresh server. Raises ValueError for an entry that no call can have
+    left.
+    """
     for entry in journal:
         server.call(Call(tool=entry.tool, arguments=json.loads(entry.arguments)))
 

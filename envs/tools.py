@@ -1,8 +1,8 @@
 """A tool as data: its parameters, its SQL, and the effects that it declares.
 
-A tool holds no code of its own. It is a query, or a list of guarded writes, over the task's SQLite world, so that
-a task file can be played anywhere, its effects can be observed (`envs.tool_server.observe_effects`) and compared
-with what it declares, and nothing in a task file is ever executed as Python.
+A tool holds no code of its own. It is a query, or a list of guarded writes, over the task's SQLite world, so
+that a task file can be played anywhere, its effects can be observed (`envs.tool_server.observe_effects`) and
+compared with what it declares, and nothing in a task file is ever executed as Python.
 """
 
 import json
@@ -50,7 +50,7 @@ class Write:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)
 class Tool:
-    """One tool. Example: a query `SELECT hotel FROM hotels WHERE city = :city` rendered by `row_format` "{hotel}".
+    """One tool. Example: the query `SELECT hotel FROM hotels WHERE city = :city`, rows as `{hotel}`.
 
     row_format: one row as text, `{column}` filled in; None renders the rows as JSON objects.
     separator: joins the rows.

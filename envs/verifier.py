@@ -1,8 +1,8 @@
 """Grades an episode: goal and frame and policy and answer, over what the episode left behind.
 
-The verifier sees the first snapshot, the last one, the journal and the final answer, and runs no agent code. It first
-plays the journal again: a last snapshot that the journal's calls do not produce is tampering. Every part must hold;
-a part that could not be measured raises `GraderError` and is never a score.
+The verifier sees the first snapshot, the last one, the journal and the final answer, and runs no agent code.
+It first plays the journal again: a last snapshot that the journal's calls do not produce is tampering. Every
+part must hold; a part that could not be measured raises `GraderError` and is never a score.
 """
 
 import json
@@ -54,7 +54,7 @@ def judge(task: Task, episode: Episode) -> Verdict:
 
 
 def judge_answers(task: Task, episode: Episode, answers: Sequence[str]) -> list[Verdict]:
-    """Grades one play under each of several final answers, as `judge` would, with one replay for all of them."""
+    """Grades one play under each of several final answers, as `judge` would, with one replay for all."""
     with _Replay(task, episode) as again:
         fault = again.fault or again.state_fault(episode.final)
     if fault is not None:
@@ -63,7 +63,8 @@ def judge_answers(task: Task, episode: Episode, answers: Sequence[str]) -> list[
 
 
 def grade_answers(task: Task, episode: Episode, answers: Sequence[str]) -> list[Verdict]:
-    """Goal, frame, policy and answer alone, for a play whose journal and snapshot come from the caller's own server.
+    """Goal, frame, policy and answer alone, for a play whose journal and snapshot come from the caller's own
+    server.
 
     What an agent's side had in its hands goes through `judge`, which plays the journal again first.
     """
@@ -205,7 +206,9 @@ def _failed(*, reason: str, tampering: bool = False, answer: bool = True) -> Ver
 
 
 def judge_snapshots(task: Task, episode: Episode, finals: Sequence[bytes]) -> list[Verdict]:
-    """Grades the same journal and answer before each of several last snapshots, with one replay for all of them."""
+    """Grades the same journal and answer before each of several last snapshots, with one replay for all of
+    them.
+    """
     verdicts: list[Verdict] = []
     with _Replay(task, episode) as again:
         for final in finals:
@@ -217,7 +220,9 @@ def judge_snapshots(task: Task, episode: Episode, finals: Sequence[bytes]) -> li
 
 
 class _Replay:
-    """The journal checked and played again. `fault`: how its chain or its results are not what they should be."""
+    """The journal checked and played again. `fault`: how its chain or its results are not what they should
+    be.
+    """
 
     def __init__(self, task: Task, episode: Episode) -> None:
         self.fault = _chain_fault(episode.journal)

@@ -8,7 +8,8 @@ from typing import Any
 from envs.task import canonical_json, digest
 
 PAGE_SIZE = 512
-# Bytes 92-99 of an SQLite file name the library version that wrote it; cleared, the image depends on content alone.
+# Bytes 92-99 of an SQLite file name the library version that wrote it; cleared, the image depends on its
+# content alone.
 _VERSION_FIELD = slice(92, 100)
 
 

@@ -175,7 +175,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.pad_id = int(tokenizer.convert_tokens_to_ids(chat_format.PAD))
+        self.pad_id: int = tokenizer.backend_tokenizer.token_to_id(chat_format.PAD) or 0
         self._cut_head = lru_cache(maxsize=256)(self._cut)
         self._texts = [self._text_of(index) for index in range(len(tokenizer))]
         ends = (chat_format.EOS, chat_format.END_CALLS)
@@ -186,7 +186,7 @@ class TextCodec:
         return len(self._texts)
 
     def _text_of(self, index: int) -> str:
-        return self.tokenizer.decode([index], skip_special_tokens=False)
+        return self.tokenizer.backend_tokenizer.decode([index], skip_special_tokens=False)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`. What stands before the first user message, the same in many prompts, is kept once

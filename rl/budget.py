@@ -12,7 +12,7 @@ def active_parameters(model: WorldsmithForCausalLM) -> int:
     total = sum(parameter.numel() for parameter in model.parameters())
     routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
     used = routed * config.num_experts_per_tok // config.n_routed_experts
-    return total - routed + used - model.get_input_embeddings().weight.numel()
+    return total - routed + used - model.model.embed_tokens.weight.numel()
 
 
 def training_flops(model: WorldsmithForCausalLM, num_tokens: int) -> int:

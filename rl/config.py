@@ -19,12 +19,12 @@ class ModelSection(Section):
     """Sizes of the policy, by transformers' `deepseek_v32` keys; what is not named is the tiny model's."""
 
     sizes: dict[str, int | float | str] = Field(default_factory=dict)
-    max_pieces: int = Field(2000, ge=0)
+    max_pieces: int = Field(default=2000, ge=0)
     """Tokens that the tokenizer may learn beyond the 256 bytes and the control tokens."""
 
 
 class ColdStartSection(Section):
-    easy_steps: int = Field(0, ge=0)
+    easy_steps: int = Field(default=0, ge=0)
     """Steps on clean demonstrations of the easiest level, dense attention."""
     clean_steps: int = Field(ge=0)
     """Steps on all clean demonstrations, dense attention."""
@@ -32,14 +32,14 @@ class ColdStartSection(Section):
     """Steps on demonstrations of mixed quality in which the indexer learns from dense attention."""
     sparse_steps: int = Field(ge=0)
     """Steps on demonstrations of mixed quality with sparse attention."""
-    tokens_per_batch: int = Field(4096, ge=64)
-    learning_rate: float = Field(3e-3, gt=0)
+    tokens_per_batch: int = Field(default=4096, ge=64)
+    learning_rate: float = Field(default=3e-3, gt=0)
     """AdamW's, of all that is no matrix of a layer."""
-    muon_learning_rate: float = Field(8e-3, ge=0)
+    muon_learning_rate: float = Field(default=8e-3, ge=0)
     """Muon's, of the layers' matrices; 0: AdamW for them too."""
-    indexer_every: int = Field(4, ge=1)
+    indexer_every: int = Field(default=4, ge=1)
     """With sparse attention the indexer learns in one step of so many."""
-    checkpoint_every: int = Field(100, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
 
     @property
     def num_steps(self) -> int:
@@ -68,9 +68,9 @@ class RlSection(Section):
     levels: tuple[int, ...]
     """Levels that are trained on; the others stay unseen."""
     loss: LossSection = LossSection()
-    reward_order: str = Field("true", pattern="^(true|shuffled)$")
+    reward_order: str = Field(default="true", pattern="^(true|shuffled)$")
     """shuffled: the control; rewards change places inside each group."""
-    checkpoint_every: int = Field(10, ge=1)
+    checkpoint_every: int = Field(default=10, ge=1)
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
@@ -85,23 +85,23 @@ class RlSection(Section):
 
 
 class RolloutSection(Section):
-    workers: int = Field(2, ge=1)
-    threads: int = Field(1, ge=1)
-    slots: int = Field(192, ge=1)
-    max_length: int = Field(384, ge=16)
+    workers: int = Field(default=2, ge=1)
+    threads: int = Field(default=1, ge=1)
+    slots: int = Field(default=192, ge=1)
+    max_length: int = Field(default=384, ge=16)
     """Tokens of a context; an episode that needs more ends."""
-    max_new_tokens: int = Field(48, ge=1)
+    max_new_tokens: int = Field(default=48, ge=1)
     """Tokens of one turn."""
 
 
 class EvalSection(Section):
-    samples: int = Field(2, ge=1)
-    every: int = Field(0, ge=0)
+    samples: int = Field(default=2, ge=1)
+    every: int = Field(default=0, ge=0)
     """Evaluate each so many RL steps too; 0: before and after only."""
 
 
 class TrainConfig(Section):
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     corpus: str
     """Certified tasks, with demonstrations."""
     heldout: str

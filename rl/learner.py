@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from policies.model.decoder import WorldsmithForCausalLM
 from rl.advantage import group_advantages
@@ -36,7 +37,9 @@ class Objective:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feed:
-    """next_batch: a step's trajectories, groups adjacent, once a step. after_step: called when the step is done."""
+    """next_batch: a step's trajectories, groups adjacent, once a step. after_step: called when the step is
+    done.
+    """
 
     next_batch: Callable[[], Sequence[Trajectory]]
     after_step: Callable[[], None]
@@ -60,13 +63,15 @@ class Learner(GRPOTrainer):
     ) -> None:
         self._objective = objective
         self._feed = feed
+        self._group_size = int(args.num_generations or 1)
         self._batch: Sequence[Trajectory] = ()
         self._active_routes: Tensor | None = None
         self._terms: list[dict[str, float]] = []
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         tickets = Dataset.from_dict({"prompt": [f"ticket {i}" for i in range(rows_per_step)]})
         with warnings.catch_warnings():
-            # The seam is pinned to trl<1.17 and held by a contract test; the warning would say so at every start.
+            # The seam is pinned to trl<1.17 and held by a contract test; the warning would say so at every
+            # start.
             warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             super().__init__(
                 model=model,
@@ -98,7 +103,7 @@ class Learner(GRPOTrainer):
         """
         output = super()._generate_and_score_completions(inputs)
         rewards = torch.tensor([math.nan if t.reward is None else t.reward for t in self._batch])
-        output["advantages"] = group_advantages(rewards, self.num_generations)
+        output["advantages"] = group_advantages(rewards, self._group_size)
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
         output["routes"] = _padded_routes(
             self._batch, output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
@@ -208,7 +213,8 @@ def make_args(
     """TRL's settings for a learner on this machine. Raises ValueError when the batch does not divide up."""
     if rows_per_step % rows_per_micro_batch or rows_per_step % group_size:
         raise ValueError(
-            f"rows_per_step ({rows_per_step}) must be a multiple of rows_per_micro_batch ({rows_per_micro_batch})"
+            f"rows_per_step ({rows_per_step}) must be a multiple of rows_per_micro_batch "
+            f"({rows_per_micro_batch})"
             f" and of group_size ({group_size})"
         )
     return GRPOConfig(

@@ -75,7 +75,8 @@ class Workers:
         self._actors: list[Any] = [self._start() for _ in range(num_workers)]
 
     def _start(self) -> Any:
-        actor = ray.remote(RolloutWorker).options(num_cpus=1).remote(self._config, self._tasks_ref)
+        actor: Any = ray.remote(num_cpus=1)(RolloutWorker)
+        actor = actor.remote(self._config, self._tasks_ref)
         if self._weights_ref is not None:
             actor.load.remote(self._weights_ref)
         return actor

@@ -164,7 +164,8 @@ def _check_config(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
     if changed:
         key = changed[0]
         raise ValueError(
-            f"{path}: this run began with {key} = {flat_old.get(key)!r}, the config now says {flat_new.get(key)!r}"
+            f"{path}: this run began with {key} = {flat_old.get(key)!r}, the config now says "
+            f"{flat_new.get(key)!r}"
             f" ({len(changed)} difference(s)); resume with the old config or choose another --out"
         )
 

@@ -12,30 +12,26 @@ Run again on the same directory, it goes on where it was: each stage keeps check
 """
 
 import copy
-import json
+import logging
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
 from envs.task import stable_seed
-from policies.engine import Sampling
 from policies.model.checkpoint import save_model
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
 from policies.weights import publish
 from rl.advantage import has_signal, shuffled_within_groups
-from rl.budget import active_parameters, generation_flops, training_flops
+from rl.budget import active_parameters
 from rl.checkpoints import latest_checkpoint, load_checkpoint_model, load_optimizers, save_checkpoint
 from rl.cold_start import (
     Phase,
@@ -48,33 +44,17 @@ from rl.cold_start import (
     train_on,
 )
 from rl.config import TrainConfig
-from rl.evaluate import play_scripted, requests_for, summarize
 from rl.learner import Feed, Learner, Objective, make_args
 from rl.losses import LossConfig
+from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step, rewards_of
 from rl.observer import Observer, Silent
-from rl.rollout import PlayableTask
 from rl.rollout_worker import ReplicaConfig, Workers
+from rl.run import TIER, Data, Run, sampling
 from rl.run_files import RunLog, locked, trim_metrics, write_whole
-from rl.trajectory import PlayRequest, Trajectory, episode_row, transcript_line, transcript_row
+from rl.trajectory import PlayRequest, Trajectory
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
-TIER = "in-process (trusted generated tools)"
 TOKENIZER_SAMPLE = 2000
-READABLE_TRAJECTORIES = 80
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Data:
-    """What a run learns from and is measured on. `heldout` shares no world with `tasks`."""
-
-    tasks: Sequence[PlayableTask]
-    heldout: Sequence[PlayableTask]
-    easy: Sequence[Demonstration]
-    """The clean ones of the easiest level."""
-    clean: Sequence[Demonstration]
-    mixed: Sequence[Demonstration]
-    unseen_levels: frozenset[tuple[str, int]]
-    """(domain, level) that no demonstration shows."""
 
 
 def train(
@@ -105,15 +85,6 @@ def train(
         log.finish()
         observer.wrote()
         return summary
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    config: TrainConfig
-    data: Data
-    out: Path
-    log: RunLog
-    observer: Observer
 
 
 def learn_tokenizer(run: Run) -> TextCodec:
@@ -248,7 +219,7 @@ class _RaySession:
         ray.init(
             num_cpus=max(self._workers, os.cpu_count() or 1),
             include_dashboard=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             log_to_driver=False,
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}},
         )
@@ -279,10 +250,6 @@ def _policy_shell(run: Run) -> WorldsmithForCausalLM:
     )
     assert found is not None, "cold start leaves a checkpoint"
     return load_checkpoint_model(found)
-
-
-def sampling(run: Run) -> Sampling:
-    return Sampling(max_new_tokens=run.config.rollout.max_new_tokens)
 
 
 def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
@@ -341,28 +308,6 @@ def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: T
         run.observer.end()
 
 
-class StepClock:
-    """Seconds of a step's parts."""
-
-    def __init__(self) -> None:
-        self.generation = 0.0
-        self._mark = 0.0
-        self.begin_step()
-
-    def begin_step(self) -> None:
-        self._started = time.monotonic()
-
-    def begin_generation(self) -> None:
-        self._mark = time.monotonic()
-
-    def end_generation(self) -> None:
-        self.generation = time.monotonic() - self._mark
-
-    @property
-    def step(self) -> float:
-        return time.monotonic() - self._started
-
-
 def requests_of_step(run: Run, step: int) -> list[PlayRequest]:
     """The step's groups: tasks of the trained levels, drawn by (seed, step)."""
     config = run.config.rl
@@ -403,127 +348,3 @@ def teaching_groups(run: Run, played: Sequence[Trajectory]) -> list[Trajectory]:
         for group in order[: run.config.rl.groups_trained]
         for t in played[group * size : (group + 1) * size]
     ]
-
-
-def rewards_of(played: Sequence[Trajectory]) -> torch.Tensor:
-    return torch.tensor([float("nan") if t.reward is None else t.reward for t in played])
-
-
-def record_step(
-    run: Run, step: int, played: list[Trajectory], terms: dict[str, float], clock: StepClock
-) -> None:
-    rewards = rewards_of(played)
-    environment = sum(t.seconds_environment for t in played) / run.config.rollout.workers
-    measured = rewards[~rewards.isnan()]
-    mean = measured.mean().item() if len(measured) else None
-    fields = {
-        "step": step,
-        "reward_mean": mean,
-        "pass_rate": mean,
-        "signal_share": has_signal(rewards, run.config.rl.group_size).float().mean().item(),
-        "tokens": sum(len(t.token_ids) for t in played),
-        "sampled_tokens": sum(t.num_sampled for t in played),
-        "response_tokens_mean": sum(t.num_sampled for t in played) / len(played),
-        "seconds_generation": clock.generation - environment,
-        "seconds_environment": environment,
-        "seconds_training": clock.step - clock.generation,
-        "weights_version": step,
-        "causes": dict(Counter(str(t.cause) for t in played)),
-        **terms,
-    }
-    run.log.metric("rl", fields)
-    write_episodes(run, f"rl-step-{step:06d}", [episode_row(t, when="rl", tier=TIER) for t in played])
-    run.observer.advance(1, f"pass rate {mean:.2f}" if mean is not None else "nothing measured")
-    run.observer.wrote()
-
-
-def evaluate(
-    run: Run, workers: Workers, model: WorldsmithForCausalLM, *, when: str, step: int
-) -> dict[str, Any]:
-    """Held-out pass rates by sampling; a finished evaluation is read back, not played again."""
-    if (known := known_evaluation(run.out, when)) is not None:
-        return known
-    with run.log.stage(f"evaluation {when}"):
-        workers.load(publish(model, version=step))
-        offset = len(run.data.tasks)
-        requests = [
-            replace(request, task_index=request.task_index + offset)
-            for request in requests_for(
-                run.data.heldout, samples=run.config.eval.samples, seed=run.config.seed
-            )
-        ]
-        started = time.monotonic()
-        played = workers.play(requests, sampling(run))
-        rows = [episode_row(t, when=when, tier=TIER) for t in played]
-        summary = summarize(rows, unseen_levels=run.data.unseen_levels)
-        write_episodes(run, f"eval-{when}", rows)
-        readable = played[:: max(1, len(played) // READABLE_TRAJECTORIES)]
-        lines = "".join(transcript_line(transcript_row(t, when=when)) + "\n" for t in readable)
-        write_whole(run.out / "trajectories" / f"{when}.jsonl", lines.encode())
-        record = {
-            "when": when,
-            "step": step,
-            "policy": "policy",
-            "seconds": time.monotonic() - started,
-            **summary,
-        }
-        run.log.metric("eval", record)
-        if when == "after":
-            run.log.metric("compute", compute_spent(run, model))
-        run.observer.wrote()
-    return record
-
-
-def baselines(run: Run) -> None:
-    """The scripted agents on the held-out tasks: the oracle must score 1, the null agent 0."""
-    for policy in ("oracle", "null", "random"):
-        if known_evaluation(run.out, "before", policy=policy) is None:
-            rows = list(play_scripted(run.data.heldout, policy, samples=1, seed=run.config.seed))
-            summary = summarize(rows, unseen_levels=run.data.unseen_levels)
-            run.log.metric("eval", {"when": "before", "step": 0, "policy": policy, **summary})
-    run.observer.wrote()
-
-
-def known_evaluation(out: Path, when: str, *, policy: str = "policy") -> dict[str, Any] | None:
-    for record in read_metrics(out):
-        if record.get("kind") == "eval" and record.get("when") == when and record.get("policy") == policy:
-            return record
-    return None
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
-    path = out / "metrics.jsonl"
-    records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def compute_spent(run: Run, model: WorldsmithForCausalLM) -> dict[str, Any]:
-    """FLOPs of both parts by one count (`rl.budget`), and RL's share of the cold start's."""
-    metrics = read_metrics(run.out)
-    cold_tokens = max((m["tokens"] for m in metrics if m["kind"] == "cold_start"), default=0)
-    steps = [m for m in metrics if m["kind"] == "rl"]
-    rl_tokens = sum(m["tokens"] for m in steps)
-    cold = training_flops(model, cold_tokens)
-    learning = training_flops(model, rl_tokens) + generation_flops(model, rl_tokens)
-    return {"cold_start_flops": cold, "rl_flops": learning, "share": learning / cold if cold else None}
-
-
-def write_episodes(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
-    write_whole(run.out / "episodes" / f"{name}.parquet", sink.getvalue().to_pybytes())
-
-
-def demonstrators_note(data: Data) -> str:
-    passed = sum(d.reward == 1.0 for d in data.mixed) / max(1, len(data.mixed))
-    return (
-        f"The cold start learns from {len(data.clean):,} clean demonstrations (the planner with full care), then from "
-        f"{len(data.mixed):,} of mixed quality: demonstrators who at times skip a check or ignore a rule on purpose; "
-        f"{passed:.0%} of those succeed. What RL gains is behaviour that both kinds showed it."
-    )

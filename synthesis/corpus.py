@@ -41,8 +41,9 @@ class CorpusTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
-    """One entry of the manifest. `files`: path in the corpus and SHA-256. `rejections`: refused candidates by
-    reason.
+    """One entry of the manifest.
+
+    files: path in the corpus and SHA-256. rejections: refused candidates by reason.
     """
 
     name: str

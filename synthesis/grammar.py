@@ -48,22 +48,16 @@ class Care:
     slip_rate: float
     rng: random.Random
     num_slips: int = 0
-    any_order: bool = True
-    """Look at things in a random order; else in the order in which a tool lists them."""
 
     def slips(self) -> bool:
         slipped = self.rng.random() < self.slip_rate
         self.num_slips += slipped
         return slipped
 
-    def order(self, names: Sequence[str]) -> list[str]:
-        """The order in which to look at what a tool lists."""
-        return self.rng.sample(names, len(names)) if self.any_order else list(names)
-
 
 def full_care() -> Care:
-    """How a gold is made: no slips, everything in the order listed."""
-    return Care(slip_rate=0.0, rng=random.Random(0), any_order=False)
+    """How a gold is made."""
+    return Care(slip_rate=0.0, rng=random.Random(0))
 
 
 @dataclass(slots=True)

@@ -333,7 +333,7 @@ def refuse_other_config(config: SynthConfig, found: dict[str, Any], directory: P
     ]
     if differences:
         raise ValueError(
-            f"{directory}: begun with another config ({'; '.join(differences)}); give the same or another --out"
+            f"{directory}: begun otherwise ({'; '.join(differences)}); give the same or another --out"
         )
 
 

@@ -2,8 +2,8 @@
 
 Example: worldsmith certify corpora/train
 
-Each task's hashes are computed again, its world and the task itself are built again from the seed, and every gate
-runs again; each number must come out as recorded. Exit code 1, with a table, when anything does not.
+Each task's hashes are computed again, its world and the task itself are built again from the seed, and every
+gate runs again; each number must come out as recorded. Exit code 1, with a table, when anything does not.
 """
 
 import json
@@ -67,6 +67,4 @@ def _show(manifest: Manifest, faults: list[Fault]) -> None:
     if len(faults) > MAX_SHOWN:
         print(f"and {len(faults) - MAX_SHOWN} more (--json lists all)")
     if not faults:
-        print(
-            f"{manifest.num_tasks:,} tasks proved again: hashes, worlds, golds, gates; every number as recorded"
-        )
+        print(f"{manifest.num_tasks:,} tasks proved again: hashes, worlds, golds and gates, as recorded")

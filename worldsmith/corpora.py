@@ -5,7 +5,7 @@ take.
 from pathlib import Path
 
 from rl.rollout import PlayableTask
-from rl.train import Data
+from rl.run import Data
 from rl.transcript import Demonstration
 from synthesis.corpus import check_disjoint, read_corpus, read_toolsets
 from synthesis.demonstrations import read_demonstrations

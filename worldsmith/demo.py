@@ -1,4 +1,4 @@
-"""The whole loop, end to end, in minutes: tasks made and certified, cold start, GRPO, and a page that shows it.
+"""The whole loop, end to end, in minutes: certified tasks, cold start, GRPO, and a page that shows it.
 
 Open RUN/report.html in a browser at once: it rewrites itself as the run goes. Run again, it resumes.
 """
@@ -14,8 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the libraries below as t
 
 from envs.task import stable_seed
 from rl.config import TrainConfig, load_config
+from rl.measure import read_metrics
+from rl.run import TIER
 from rl.run_files import RunLog
-from rl.train import TIER, read_metrics, train
+from rl.train import train
 from synthesis.corpus import MANIFEST
 from synthesis.pipeline import SynthConfig, plan_shards, synthesize
 from worldsmith.arguments import CommandParser
@@ -53,7 +55,8 @@ def main(argv: list[str]) -> int:
     config = load_config(CONFIG, [*paths, *args.set])
     if args.dry_run:
         print(
-            f"{NUM_TASKS:,} tasks and {NUM_HELDOUT} held-out ones of levels {LEVELS}, of which a cold start sees"
+            f"{NUM_TASKS:,} tasks and {NUM_HELDOUT} held-out ones of levels {LEVELS}, of which a cold "
+            "start sees"
             f" {SHOWN_LEVELS}; {config.cold_start.num_steps} steps of cold"
             f" start and {config.rl.steps} of GRPO; into {out}"
         )

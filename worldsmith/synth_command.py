@@ -2,8 +2,8 @@
 
 Example: worldsmith synth --family general --domain all --count 800 --seed 1 --out corpora/train
 
-Each task comes from its own seed and passes every gate (see docs/tasks.md) or is refused; what was refused, and why,
-is counted in DIR/corpus.json. The same arguments give the same bytes for any number of workers.
+Each task comes from its own seed and passes every gate (see docs/tasks.md) or is refused; what was refused,
+and why, is counted in DIR/corpus.json. The same arguments give the same bytes for any number of workers.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def _report(manifest: Manifest, args: argparse.Namespace) -> int:
             print(f"  refused {count:,}: {reason}")
     if made < wanted:
         print(
-            f"worldsmith synth: {wanted - made:,} fewer rows than asked for: too many candidates were refused,"
+            f"worldsmith synth: {wanted - made:,} fewer rows than asked for: too many were refused,"
             f" see the rejections in {args.out}/corpus.json",
             file=sys.stderr,
         )

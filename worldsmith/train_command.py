@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
             f"{len(data.tasks):,} tasks, {len(data.heldout):,} held out, {len(data.clean):,} clean and"
             f" {len(data.mixed):,} mixed demonstrations;"
             f" {config.cold_start.num_steps:,} steps of cold start,"
-            f" {config.rl.steps:,} of RL with {config.rl.groups_per_step} groups of {config.rl.group_size}; into {out}"
+            f" {config.rl.steps:,} of RL with {config.rl.groups_per_step} groups of "
+            f"{config.rl.group_size}; into {out}"
         )
         return 0
     watcher = Watcher(out)

@@ -105,5 +105,6 @@ class Attention(nn.Module):
             top_k=self.config.index_topk if selects else None,
             position_scores=SELECTORS[self.config.token_selector],
             indexer_loss=inputs.indexer_loss,
+            lengths=inputs.batch.lengths,
             row_weights=None if inputs.indexer_loss == "none" else inputs.batch.row_weights(),
         )

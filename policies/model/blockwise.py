@@ -35,6 +35,8 @@ class AttentionPlan:
     position_scores: PositionScores | None = None
     """None: the indexer chooses."""
     indexer_loss: str = "none"
+    lengths: list[int] | None = None
+    """Real tokens of each sequence, None when all are full; what lies behind them is 0 or arbitrary."""
     row_weights: Tensor | None = None
     """The weight of each query row in the indexer's loss; needed when that is asked for."""
 
@@ -71,14 +73,15 @@ class _Block:
     probs: Tensor | None = field(default=None)
 
 
-def _blocks(num_rows: int, num_heads: int, length: int) -> Iterator[_Block]:
+def _blocks(num_heads: int, lengths: list[int]) -> Iterator[_Block]:
+    num_rows, length = len(lengths), max(lengths)
     count = max(1, BLOCK_FLOATS // (num_heads * min(BLOCK_ROWS, length) * length))
     for row in range(0, num_rows, count):
         stop = min(row + count, num_rows)
-        for first in range(0, length, BLOCK_ROWS):
-            yield _Block(
-                rows=slice(row, stop), first=first, last=min(first + BLOCK_ROWS, length), num_rows=stop - row
-            )
+        longest = max(lengths[row:stop])
+        for first in range(0, longest, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, longest)
+            yield _Block(rows=slice(row, stop), first=first, last=last, num_rows=stop - row)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -92,11 +95,11 @@ class _BlockAttention(torch.autograd.Function):
         if plan.indexer_loss != "none" and any(ctx.needs_input_grad[4:]):
             d_queries, d_keys, d_weights = (torch.zeros_like(part) for part in tensors[3:])
             gradient = IndexParts(queries=d_queries, keys=d_keys, weights=d_weights)
-        out = v.new_empty(num_rows, heads, length, v.shape[-1])
+        out = v.new_zeros(num_rows, heads, length, v.shape[-1])
         total = q.new_zeros(())
         keep = any(ctx.needs_input_grad[1:4]) and num_rows * heads * length * length // 2 <= KEPT_FLOATS
         blocks = []
-        for block in _blocks(num_rows, heads, length):
+        for block in _blocks(heads, plan.lengths or [length] * num_rows):
             products, scores = _index(block, index, plan)
             if plan.top_k is not None and block.last > plan.top_k:
                 assert scores is not None
@@ -131,7 +134,7 @@ class _BlockAttention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         plan: AttentionPlan = ctx.plan
         # Gradients of keys and values are summed transposed: otherwise their products run half as fast.
-        d_q, d_kt, d_vt = torch.empty_like(q), _transposed_zeros(k), _transposed_zeros(v)
+        d_q, d_kt, d_vt = torch.zeros_like(q), _transposed_zeros(k), _transposed_zeros(v)
         for block in ctx.blocks:
             rows, seen = slice(block.first, block.last), slice(0, block.last)
             queries, d_mixed = q[block.rows, :, rows].flatten(0, 1), d_out[block.rows, :, rows].flatten(0, 1)

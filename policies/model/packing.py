@@ -1,7 +1,8 @@
 """Right-sized batches: the decoder works on real tokens only, and attention alone sees rows.
 
-N real tokens of B rows, packed row after row; T is the longest row. Any attention mask is allowed (TRL pads
-prompts on the left and completions on the right): a row's real tokens close ranks and count from position 0.
+N real tokens of B rows, packed row after row, shorter rows first; T is the longest row. Any attention mask is
+allowed (TRL pads prompts on the left and completions on the right): a row's real tokens close ranks and count
+from position 0.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class PackedBatch:
     """[N] int64, the place in [B * T] of each packed token."""
     source_index: Tensor | None = None
     """[N] int64, the place in the caller's [B * S] of each packed token."""
-    lengths: Tensor | None = None
+    lengths: list[int] | None = None
+    """Real tokens of each row."""
 
     def to_rows(self, packed: Tensor) -> Tensor:
         """[N, ...] to [B, T, ...]."""
@@ -70,17 +72,19 @@ def pack(num_rows: int, num_columns: int, attention_mask: Tensor | None, device:
         raise ValueError(
             f"attention_mask must have shape {(num_rows, num_columns)}, got {tuple(attention_mask.shape)}"
         )
-    real_BS = attention_mask.bool()
-    lengths = real_BS.sum(1)
-    length = max(int(lengths.max()), 1)
-    source = real_BS.flatten().nonzero().squeeze(1)
-    positions = (real_BS.cumsum(1) - 1).flatten()[source]
+    # Shorter rows first: neighbours are alike, and attention passes over the ends that they all lack.
+    lengths, order = attention_mask.bool().sum(1).sort(stable=True)
+    real_BS = attention_mask.bool()[order]
+    length = int(lengths[-1])
+    if length == 0:
+        raise ValueError("attention_mask is 0 everywhere; expected at least one real token")
+    row, column = real_BS.nonzero(as_tuple=True)
+    source = order[row] * num_columns + column
+    positions = (real_BS.cumsum(1) - 1)[row, column]
     starts_B = lengths.cumsum(0) - lengths
     steps_T = torch.arange(length, device=device)
     last_B = (lengths - 1).clamp(min=0)
-    pad_index = (starts_B[:, None] + torch.minimum(steps_T, last_B[:, None])).clamp(
-        max=max(len(source) - 1, 0)
-    )
+    pad_index = (starts_B[:, None] + torch.minimum(steps_T, last_B[:, None])).clamp(max=len(source) - 1)
     return PackedBatch(
         num_rows=num_rows,
         length=length,
@@ -88,7 +92,7 @@ def pack(num_rows: int, num_columns: int, attention_mask: Tensor | None, device:
         pad_index=pad_index.flatten(),
         pack_index=(steps_T < lengths[:, None]).flatten().nonzero().squeeze(1),
         source_index=source,
-        lengths=lengths,
+        lengths=lengths.tolist(),
     )
 
 

@@ -26,3 +26,7 @@ ITEMS = (
     "armchair", "backpack", "camera", "drill", "easel", "fan", "guitar", "hammock", "iron", "jacket",
     "kettle", "lamp",
 )  # fmt: skip
+ORDER_IDS = (
+    "KA", "LB", "MC", "ND", "OE", "PF", "QG", "RH", "SI", "TJ", "UK", "VL",
+    "WM", "XN", "YO", "ZP", "AQ", "BR", "CS", "DT", "EU", "FV", "GW", "HX",
+)  # fmt: skip

@@ -1,17 +1,18 @@
 """Retail orders under a policy: cancel and return what the rules allow, refuse the rest, read before you act.
 
-Levels: 1 cancel an order by its id; 2 return one by its id (days since delivery, refund as paid); 3 cancel or return
-the order of an item that the customer names, among three orders; 4 the same among six. 1 to 3 may be shown.
+Levels: 1 cancel an order by its id; 2 return one by its id (days since delivery, refund as paid); 3 cancel
+or return the order of an item that the customer names, among two to four orders; 4 the same among five.
+1 to 3 may be shown to a cold start.
 """
 
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tools import Param, Requirement, Tool, Write
 from envs.world import Table
-from synthesis.domains.names import FIRST_NAMES, ITEMS, LAST_NAMES
+from synthesis.domains.names import FIRST_NAMES, ITEMS, LAST_NAMES, ORDER_IDS
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
@@ -19,7 +20,10 @@ VERSION = 1
 STATUSES = ("pending", "delivered", "shipped")
 PAYMENTS = ("card", "cash", "points")
 DAY_LIMITS = (20, 30, 40, 50)
-_ORDER = Param(name="order_id", description="The order, as O and three digits.")
+Action = Literal["cancel", "return"]
+_ACTIONS: tuple[Action, ...] = ("cancel", "return")
+_ACTION_OF_LEVEL: dict[int, Action] = {1: "cancel", 2: "return"}
+_ORDER = Param(name="order_id", description="The order's two letters.")
 _EXISTS = Requirement(
     sql="SELECT 1 FROM orders WHERE order_id = :order_id", error="error: there is no order {order_id}"
 )
@@ -77,7 +81,7 @@ TOOLS = (
 class Request:
     """What the customer asks for, as the prompt says it."""
 
-    action: Literal["cancel", "return"]
+    action: Action
     name: str
     order_id: str
     """Empty when the customer names the item instead."""
@@ -90,7 +94,8 @@ def policy_text(day_limit: int) -> str:
         "You serve the customers of a shop with the tools.\n"
         "Read the details of an order before you decide about it.\n"
         "Cancel an order only while it is pending.\n"
-        f"Return an order only if it is delivered, at most {day_limit} days ago, and refund it the way it was paid.\n"
+        f"Return an order only if it is delivered, at most {day_limit} days ago, and refund it the "
+        "way it was paid.\n"
         "If a request is against these rules, change nothing and answer refused. Else do it and answer done."
     )
 
@@ -113,15 +118,19 @@ class RetailDomain:
         if level not in self.levels:
             raise ValueError(f"domain retail has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
-        users, orders = _world(rng, orders_per_user=6 if level == 4 else 3)
+        users, orders = _world(rng, orders_per_user=5 if level == 4 else rng.randrange(2, 5))
         day_limit = rng.choice(DAY_LIMITS)
-        action: Literal["cancel", "return"] = {1: "cancel", 2: "return"}.get(level) or rng.choice(("cancel", "return"))
+        action = _ACTION_OF_LEVEL.get(level) or rng.choice(_ACTIONS)
         wanted = _pick_order(rng, orders, action, day_limit)
         order_id, user_id, item, status, paid, days, _ = wanted
         name = next(row[1] for row in users if row[0] == user_id)
         by_item = level >= 3
         request = Request(
-            action=action, name=name, order_id="" if by_item else order_id, item=item if by_item else "", day_limit=day_limit
+            action=action,
+            name=name,
+            order_id="" if by_item else order_id,
+            item=item if by_item else "",
+            day_limit=day_limit,
         )
         allowed = is_allowed(action, status=status, days=days, day_limit=day_limit)
         plans = _guesses(orders)
@@ -173,9 +182,12 @@ def _world(
     rng: random.Random, *, orders_per_user: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str, str, str, str, int, str]]]:
     num_users = 2
-    names = [f"{a} {b}" for a, b in zip(rng.sample(FIRST_NAMES, num_users), rng.sample(LAST_NAMES, num_users), strict=True)]
+    names = [
+        f"{a} {b}"
+        for a, b in zip(rng.sample(FIRST_NAMES, num_users), rng.sample(LAST_NAMES, num_users), strict=True)
+    ]
     user_ids = [f"U{n}" for n in rng.sample(range(10, 100), num_users)]
-    order_ids = [f"O{n}" for n in rng.sample(range(100, 1000), orders_per_user * num_users)]
+    order_ids = rng.sample(ORDER_IDS, orders_per_user * num_users)
     orders = []
     for index, user_id in enumerate(user_ids):
         own = order_ids[orders_per_user * index : orders_per_user * (index + 1)]
@@ -192,7 +204,9 @@ def _pick_order(
 ) -> tuple[str, str, str, str, str, int, str]:
     """Two wanted orders in three are within the rules, where the world has such."""
     allowed = rng.random() < 2 / 3
-    fitting = [o for o in orders if is_allowed(action, status=o[3], days=o[5], day_limit=day_limit) == allowed]
+    fitting = [
+        o for o in orders if is_allowed(action, status=o[3], days=o[5], day_limit=day_limit) == allowed
+    ]
     return rng.choice(fitting or orders)
 
 
@@ -209,7 +223,9 @@ def _plan_name(action: str, order_id: str, paid: str) -> str:
 
 
 def _guesses(orders: list[tuple[str, str, str, str, str, int, str]]) -> dict[str, Plan]:
-    """Every decision about every order, each after reading it: what an agent that ignores what it reads may do."""
+    """Every decision about every order, each after reading it: what an agent that ignores what it reads may
+    do.
+    """
     plans: dict[str, Plan] = {}
     for order_id, *_ in orders:
         read = Call(tool="get_order_details", arguments={"order_id": order_id})
@@ -245,12 +261,24 @@ def _clauses(action: str, order_id: str, paid: str, allowed: bool) -> tuple[Clau
     ]
     word = "done" if allowed else "refused"
     clauses.append(
-        Clause(name=f"the answer is {word}", part="answer", sql=f"SELECT 1 FROM answer WHERE choice <> '{word}'")
+        Clause(
+            name=f"the answer is {word}", part="answer", sql=f"SELECT 1 FROM answer WHERE choice <> '{word}'"
+        )
     )
     if allowed:
-        state = "status = 'cancelled'" if action == "cancel" else f"status = 'returned' AND refund = {quote(paid)}"
+        state = (
+            "status = 'cancelled'"
+            if action == "cancel"
+            else f"status = 'returned' AND refund = {quote(paid)}"
+        )
         goal = f"SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM orders WHERE order_id = {order} AND {state})"
-        clauses.append(Clause(name=f"the order is {action}led" if action == "cancel" else "the order is returned", part="goal", sql=goal))
+        clauses.append(
+            Clause(
+                name=f"the order is {action}led" if action == "cancel" else "the order is returned",
+                part="goal",
+                sql=goal,
+            )
+        )
     return tuple(clauses)
 
 
@@ -259,7 +287,7 @@ def _frame(action: str, order_id: str) -> tuple[FrameRule, ...]:
     return (FrameRule(table="orders", key=order_id, columns=columns),)
 
 
-def _find_order(client: Client, request: Request, care: Care) -> tuple[str, dict[str, object] | None]:
+def _find_order(client: Client, request: Request, care: Care) -> tuple[str, dict[str, Any] | None]:
     """The wanted order and what was read of it; a slip takes an order without reading it."""
     if request.order_id:
         return request.order_id, None if care.slips() else _details(client, request.order_id)
@@ -267,14 +295,14 @@ def _find_order(client: Client, request: Request, care: Care) -> tuple[str, dict
     order_ids = client.values("get_user_orders", user_id=user_id)
     if care.slips():
         return care.rng.choice(order_ids), None
-    for order_id in care.order(order_ids):
+    for order_id in order_ids:
         details = _details(client, order_id)
         if details["item"] == request.item:
             return order_id, details
     raise ValueError(f"no order of {request.name} holds the {request.item}")
 
 
-def _details(client: Client, order_id: str) -> dict[str, object]:
+def _details(client: Client, order_id: str) -> dict[str, Any]:
     return client.call("get_order_details", order_id=order_id).rows[0]
 
 

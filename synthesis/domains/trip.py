@@ -1,9 +1,10 @@
 """Trip planning with the paper's fifteen tools and conditional budget rules.
 
-Levels 1 to 4 plan one day in a given city: 1 one place under one condition; 2 two places; 3 two places, the second
-under a rule that depends on the hotel's price; 4 three places, with such a rule. 5 is one day, the city to be chosen,
-at the lowest total price; 6 is the paper's own task: three days from Hangzhou, nothing twice, its budget rules on
-day 2, at the lowest total price. 1 to 3 may be shown to a cold start.
+Levels 1 to 4 plan one day in a given city: 1 one place under one condition; 2 two places; 3 two places, the
+second under a rule that depends on the hotel's price; 4 the same where every list is longer than in any level
+before. 5 is one day, the city to be chosen, at the lowest total price; 6 is the paper's own task: three days
+from Hangzhou, nothing twice, its budget rules on day 2, at the lowest total price. 1 to 3 may be shown to a
+cold start.
 """
 
 import json
@@ -28,7 +29,9 @@ RATING_BOUNDS = (3.5, 4.0, 4.5)
 MAX_DRAWS = 100
 """Worlds drawn from one seed before it is given up."""
 TIER = 500
-"""Hotels from this price on are dear: the rule of levels 3 and 4 asks for a good place then, else for a cheap one."""
+"""Hotels from this price on are dear: the rule of levels 3 and 4 asks for a good place then, else for a
+cheap one.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,16 +46,26 @@ class Condition:
 
     @property
     def phrase(self) -> str:
-        return f"rating at least {self.bound:.1f}" if self.word == "rating" else f"{self.word} under {self.bound:.0f}"
+        return (
+            f"rating at least {self.bound:.1f}"
+            if self.word == "rating"
+            else f"{self.word} under {self.bound:.0f}"
+        )
 
     def violation(self, alias: str) -> str:
         """SQL that is true of a place that breaks the condition."""
-        return f"{alias}.{self.word} < {self.bound}" if self.word == "rating" else f"{alias}.{self.word} >= {self.bound}"
+        return (
+            f"{alias}.{self.word} < {self.bound}"
+            if self.word == "rating"
+            else f"{alias}.{self.word} >= {self.bound}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Goal:
-    """Conditions by column, in the order of the prompt. `rule`: (column, when the hotel is dear, when it is not)."""
+    """Conditions by column, in the order of the prompt. `rule`: (column, when the hotel is dear, when it is
+    not).
+    """
 
     city: str
     conditions: Mapping[str, Condition]
@@ -78,7 +91,7 @@ class TripDomain:
             return draft_days(self.name, level, seed)
         rng = random.Random(seed)
         for _ in range(MAX_DRAWS):
-            world = build_world(rng, num_cities=2, num_places=3)
+            world = build_world(rng, num_cities=2, num_places=5 if level == 4 else rng.randrange(3, 5))
             goal = _draw_goal(rng, world, level)
             if goal is not None:
                 return _make_draft(level, seed, world, goal, _prompt(rng, goal))
@@ -88,7 +101,9 @@ class TripDomain:
         if draft.level >= 5:
             return plan_days(draft, client)
         goal: Goal = draft.goal
-        chosen = {column: _choose(client, goal.city, column, test, care) for column, test in goal.conditions.items()}
+        chosen = {
+            column: _choose(client, goal.city, column, test, care) for column, test in goal.conditions.items()
+        }
         if goal.rule is not None:
             column, if_dear, if_cheap = goal.rule
             if care.slips():
@@ -109,7 +124,7 @@ def _choose(client: Client, city: str, column: str, test: Condition, care: Care)
     places = client.values(f"get_all_{kind}s_by_city", city=city)
     if care.slips():
         return care.rng.choice(places)
-    for place in care.order(places):
+    for place in places:
         if test.holds(_look_up(client, kind, test.word, place)):
             return place
     raise ValueError(f"no {kind} of {city} has {test.phrase}")
@@ -125,7 +140,7 @@ def _draw_goal(rng: random.Random, world: TripWorld, level: int) -> Goal | None:
     elif level == 2:
         free = rng.sample(["hotel", *others], 2)
     else:
-        free = ["hotel", *others[: level - 3]]
+        free = ["hotel"]
     conditions: dict[str, Condition] = {}
     for column in free:
         condition = _unique_condition(rng, world, city, column)
@@ -134,7 +149,7 @@ def _draw_goal(rng: random.Random, world: TripWorld, level: int) -> Goal | None:
         conditions[column] = condition
     if level < 3:
         return Goal(city=city, conditions=conditions, rule=None)
-    ruled = others[level - 3]
+    ruled = others[0]
     price = PRICE_WORD[KIND_OF[ruled]]
     if_dear = _unique_condition(rng, world, city, ruled, word="rating")
     if_cheap = _unique_condition(rng, world, city, ruled, word=price)
@@ -164,12 +179,16 @@ def _prompt(rng: random.Random, goal: Goal) -> str:
     parts = [f"{_label(column)}: {test.phrase}." for column, test in goal.conditions.items()]
     if goal.rule is not None:
         column, if_dear, if_cheap = goal.rule
-        parts.append(f"{_label(column)}: {if_dear.phrase} if the hotel costs {TIER} or more, else {if_cheap.phrase}.")
+        parts.append(
+            f"{_label(column)}: {if_dear.phrase} if the hotel costs {TIER} or more, else {if_cheap.phrase}."
+        )
     return " ".join([opening, *parts])
 
 
 def _make_draft(level: int, seed: int, world: TripWorld, goal: Goal, prompt: str) -> Draft:
-    options = {column: tuple(p.name for p in world.places(KIND_OF[column], goal.city)) for column in goal.columns}
+    options = {
+        column: tuple(p.name for p in world.places(KIND_OF[column], goal.city)) for column in goal.columns
+    }
     return Draft(
         domain="trip",
         level=level,

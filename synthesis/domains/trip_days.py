@@ -1,7 +1,7 @@
 """Levels 5 and 6 of trip planning: whole days in the paper's form, at the lowest total price.
 
-The planner reads everything that it may need, then solves the same problem from what it read; the oracle solves it
-from the world. Both must agree, and the optimum must be the only one, or the draft is refused.
+The planner reads everything that it may need, then solves the same problem from what it read; the oracle
+solves it from the world. Both must agree, and the optimum must be the only one, or the draft is refused.
 """
 
 import json
@@ -23,7 +23,9 @@ MEALS = ("afternoon_restaurant", "evening_restaurant")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tier:
-    """The paper's rule for a hotel from `low` up to `high` CNY. meals_below: both meals together; all_rated: both."""
+    """The paper's rule for a hotel from `low` up to `high` CNY. meals_below: both meals together;
+    all_rated: both.
+    """
 
     low: int
     high: int
@@ -99,12 +101,18 @@ def days_problem(places: tuple[Place, ...], cities: tuple[str, ...], goal: DaysG
             for city in cities:
                 there = frozenset(p.name for p in by_kind[kind] if p.city == city)
                 constraints.append(
-                    Allow(name="in the city", variable=name, options=there, when={f"{day}.city": frozenset({city})})
+                    Allow(
+                        name="in the city",
+                        variable=name,
+                        options=there,
+                        when={f"{day}.city": frozenset({city})},
+                    )
                 )
     days = range(goal.num_days)
     prices = {p.name: p.price for p in by_kind["restaurant"]}
     constraints += [
-        Dearer(name="evening dearer", variable=f"{day}.{MEALS[1]}", than=f"{day}.{MEALS[0]}", cost=prices) for day in days
+        Dearer(name="evening dearer", variable=f"{day}.{MEALS[1]}", than=f"{day}.{MEALS[0]}", cost=prices)
+        for day in days
     ]
     cost = {p.name: p.price for p in by_kind["hotel"]}
     constraints += [
@@ -122,7 +130,9 @@ def _tier_constraints(by_kind: Mapping[str, list[Place]], day: int) -> list[Allo
     meals = tuple(f"{day}.{column}" for column in MEALS)
     found: list[Allow | AllowAny | SumBelow] = []
     for tier in TIERS:
-        when = {f"{day}.hotel": frozenset(h.name for h in by_kind["hotel"] if tier.low <= h.price < tier.high)}
+        when = {
+            f"{day}.hotel": frozenset(h.name for h in by_kind["hotel"] if tier.low <= h.price < tier.high)
+        }
         rated = frozenset(r.name for r in by_kind["restaurant"] if r.rating >= tier.rating)
         if tier.all_rated:
             found += [Allow(name="both rated", variable=meal, options=rated, when=when) for meal in meals]
@@ -130,10 +140,14 @@ def _tier_constraints(by_kind: Mapping[str, list[Place]], day: int) -> list[Allo
             found.append(AllowAny(name="one rated", variables=meals, options=rated, when=when))
         if tier.meals_below is not None:
             cost = {r.name: r.price for r in by_kind["restaurant"]}
-            found.append(SumBelow(name="meals", variables=meals, cost=cost, bound=tier.meals_below, when=when))
+            found.append(
+                SumBelow(name="meals", variables=meals, cost=cost, bound=tier.meals_below, when=when)
+            )
         if tier.ticket_below is not None:
             cheap = frozenset(a.name for a in by_kind["attraction"] if a.price < tier.ticket_below)
-            found.append(Allow(name="ticket", variable=f"{day}.afternoon_attraction", options=cheap, when=when))
+            found.append(
+                Allow(name="ticket", variable=f"{day}.afternoon_attraction", options=cheap, when=when)
+            )
     return found
 
 
@@ -148,11 +162,22 @@ def plan_days(draft: Draft, client: Client) -> Plan:
                 reply = client.call(f"get_infos_by_{kind}", info_keywords=f"{word}, rating", **{kind: name})
                 facts = {str(row["keyword"]): float(row["info"]) for row in reply.rows}
                 places.append(
-                    Place(name=name, kind=kind, city=city, rank=rank, price=int(facts[word]), rating=facts["rating"])
+                    Place(
+                        name=name,
+                        kind=kind,
+                        city=city,
+                        rank=rank,
+                        price=int(facts[word]),
+                        rating=facts["rating"],
+                    )
                 )
     best = solve(days_problem(tuple(places), cities, goal), limit=1).optima[0]
     rows = [
-        {"time": DATES[day], "city": best[f"{day}.city"], **{column: best[f"{day}.{column}"] for column in COLUMNS}}
+        {
+            "time": DATES[day],
+            "city": best[f"{day}.city"],
+            **{column: best[f"{day}.{column}"] for column in COLUMNS},
+        }
         for day in range(goal.num_days)
     ]
     return Plan(calls=tuple(client.calls), answer=json.dumps(rows))
@@ -162,10 +187,13 @@ def _prompt(goal: DaysGoal) -> str:
     days = "one day" if goal.num_days == 1 else f"{goal.num_days} days"
     tiers = " ".join(tier.phrase for tier in TIERS)
     return (
-        f"Plan {days} from {HOME}, beginning on {DATES[0]}, each day in another city than {HOME}. No city, hotel, "
-        "attraction or restaurant twice, everything of a day in that day's city, and the evening restaurant dearer than "
+        f"Plan {days} from {HOME}, beginning on {DATES[0]}, each day in another city than {HOME}. No "
+        "city, hotel, "
+        "attraction or restaurant twice, everything of a day in that day's city, and the evening "
+        "restaurant dearer than "
         f"the afternoon one{DEARER_HOTELS if goal.num_days > 1 else ''}. "
-        f"For day {goal.ruled_day + 1}: {tiers} Spend as little as possible in all on hotels, restaurants and tickets. "
+        f"For day {goal.ruled_day + 1}: {tiers} Spend as little as possible in all on hotels, "
+        "restaurants and tickets. "
         f"Each object has the keys time, city, {', '.join(COLUMNS)}; time is the date as YYYY-MM-DD."
     )
 
@@ -184,11 +212,16 @@ def _guess_space(world: TripWorld, goal: DaysGoal) -> GuessSpace:
 def _clauses(goal: DaysGoal, optimum: int) -> tuple[Clause, ...]:
     dates = " ".join(f"WHEN {day} THEN {quote(DATES[day])}" for day in range(goal.num_days))
     clauses = [
-        Clause(name="time is the day's date", part="answer", sql=f"SELECT 1 FROM answer WHERE time <> CASE \"row\" {dates} END"),
+        Clause(
+            name="time is the day's date",
+            part="answer",
+            sql=f'SELECT 1 FROM answer WHERE time <> CASE "row" {dates} END',
+        ),
         Clause(
             name="a city with places",
             part="answer",
-            sql=f"SELECT 1 FROM answer a WHERE a.city = {quote(HOME)} OR a.city NOT IN (SELECT city FROM initial.cities)",
+            sql=f"SELECT 1 FROM answer a WHERE a.city = {quote(HOME)} OR a.city NOT IN (SELECT city "
+            "FROM initial.cities)",
         ),
     ]
     for column, kind in KIND_OF.items():
@@ -208,7 +241,8 @@ def _clauses(goal: DaysGoal, optimum: int) -> tuple[Clause, ...]:
         Clause(
             name="the evening restaurant is the dearer one",
             part="answer",
-            sql="SELECT 1 FROM answer a JOIN initial.restaurants r1 ON r1.restaurant = a.afternoon_restaurant "
+            sql="SELECT 1 FROM answer a JOIN initial.restaurants r1 ON r1.restaurant = "
+            "a.afternoon_restaurant "
             "JOIN initial.restaurants r2 ON r2.restaurant = a.evening_restaurant WHERE r2.price <= r1.price",
         )
     )
@@ -225,12 +259,17 @@ def _clauses(goal: DaysGoal, optimum: int) -> tuple[Clause, ...]:
     clauses += [_tier_clause(tier, goal.ruled_day) for tier in TIERS]
     spent = (
         "SELECT sum(h.price + r1.price + r2.price + t.ticket) FROM answer a "
-        "JOIN initial.hotels h ON h.hotel = a.hotel JOIN initial.restaurants r1 ON r1.restaurant = a.afternoon_restaurant "
+        "JOIN initial.hotels h ON h.hotel = a.hotel JOIN initial.restaurants r1 ON r1.restaurant = "
+        "a.afternoon_restaurant "
         "JOIN initial.restaurants r2 ON r2.restaurant = a.evening_restaurant "
         "JOIN initial.attractions t ON t.attraction = a.afternoon_attraction"
     )
     clauses.append(
-        Clause(name="the lowest total price", part="answer", sql=f"SELECT 1 WHERE coalesce(({spent}), 1e9) > {optimum}")
+        Clause(
+            name="the lowest total price",
+            part="answer",
+            sql=f"SELECT 1 WHERE coalesce(({spent}), 1e9) > {optimum}",
+        )
     )
     return tuple(clauses)
 
@@ -247,6 +286,12 @@ def _tier_clause(tier: Tier, day: int) -> Clause:
         "JOIN initial.restaurants r1 ON r1.restaurant = a.afternoon_restaurant "
         "JOIN initial.restaurants r2 ON r2.restaurant = a.evening_restaurant "
         "JOIN initial.attractions t ON t.attraction = a.afternoon_attraction "
-        f'WHERE a."row" = {day} AND h.price >= {tier.low} AND h.price < {tier.high} AND ({" OR ".join(broken)})'
+        f'WHERE a."row" = {day} AND h.price >= {tier.low} AND h.price < {tier.high} AND '
+        f"({' OR '.join(broken)})"
     )
-    return Clause(name=f"the rule for a hotel of {tier.low} to {tier.high - 1}", part="answer", phrase=tier.phrase, sql=sql)
+    return Clause(
+        name=f"the rule for a hotel of {tier.low} to {tier.high - 1}",
+        part="answer",
+        phrase=tier.phrase,
+        sql=sql,
+    )

@@ -32,7 +32,8 @@ def _city_by(kind: str) -> Tool:
 
 def _infos_by(kind: str, plural: str, keywords: tuple[str, ...]) -> Tool:
     shown = " ".join(
-        f"WHEN '{word}' THEN " + (f"printf('%.1f', t.{word})" if word == "rating" else f"CAST(t.{word} AS TEXT)")
+        f"WHEN '{word}' THEN "
+        + (f"printf('%.1f', t.{word})" if word == "rating" else f"CAST(t.{word} AS TEXT)")
         for word in keywords
     )
     return Tool(

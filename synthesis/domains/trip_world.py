@@ -1,4 +1,6 @@
-"""The world of the trip domain: cities with their hotels, restaurants and attractions, trains and forecasts."""
+"""The world of the trip domain: cities with their hotels, restaurants and attractions, trains and
+forecasts.
+"""
 
 import random
 from collections.abc import Mapping
@@ -56,7 +58,8 @@ class TripWorld:
             Table(
                 name="trains",
                 columns=(
-                    ("train", "TEXT"), ("from_city", "TEXT"), ("to_city", "TEXT"), ("price", "INTEGER"), ("minutes", "INTEGER"),
+                    ("train", "TEXT"), ("from_city", "TEXT"), ("to_city", "TEXT"),
+                    ("price", "INTEGER"), ("minutes", "INTEGER"),
                 ),
                 rows=self.trains,
             ),
@@ -67,14 +70,24 @@ class TripWorld:
             ),
         ]  # fmt: skip
         for kind, word in PRICE_WORD.items():
-            columns = ((kind, "TEXT"), ("city", "TEXT"), ("rank", "INTEGER"), (word, "INTEGER"), ("rating", "REAL"))
+            columns = (
+                (kind, "TEXT"),
+                ("city", "TEXT"),
+                ("rank", "INTEGER"),
+                (word, "INTEGER"),
+                ("rating", "REAL"),
+            )
             rows = [(p.name, p.city, p.rank, p.price, p.rating) for p in self.places(kind)]
             tables.append(Table(name=f"{kind}s", columns=columns, rows=rows))
         return tuple(tables)
 
 
-def build_world(rng: random.Random, *, num_cities: int, num_places: int, home: str | None = None) -> TripWorld:
-    """`num_places` of each kind in each of `num_cities` cities; `home` is a city without places, to start from."""
+def build_world(
+    rng: random.Random, *, num_cities: int, num_places: int, home: str | None = None
+) -> TripWorld:
+    """`num_places` of each kind in each of `num_cities` cities; `home` is a city without places, to start
+    from.
+    """
     cities = rng.sample([city for city in CITIES if city != home], num_cities)
     places = []
     for kind, pool in _POOLS.items():
@@ -85,15 +98,23 @@ def build_world(rng: random.Random, *, num_cities: int, num_places: int, home: s
             for rank in range(num_places):
                 places.append(
                     Place(
-                        name=next(names), kind=kind, city=city, rank=rank, price=prices[rank], rating=rng.randrange(30, 50) / 10
+                        name=next(names),
+                        kind=kind,
+                        city=city,
+                        rank=rank,
+                        price=prices[rank],
+                        rating=rng.randrange(30, 50) / 10,
                     )
                 )
-    everywhere = sorted([*cities, *([home] if home else [])])
+    everywhere: list[str] = sorted([*cities, home] if home else cities)
     pairs = [(a, b) for a in everywhere for b in everywhere if a != b]
     trains = tuple(
-        (f"G{100 + i}", a, b, rng.randrange(50, 300, 10), rng.randrange(30, 240, 5)) for i, (a, b) in enumerate(pairs)
+        (f"G{100 + i}", a, b, rng.randrange(50, 300, 10), rng.randrange(30, 240, 5))
+        for i, (a, b) in enumerate(pairs)
     )
     forecasts = tuple(
-        (f"{city} {date}", city, date, rng.choice(("sun", "rain", "cloud"))) for city in everywhere for date in DATES
+        (f"{city} {date}", city, date, rng.choice(("sun", "rain", "cloud")))
+        for city in everywhere
+        for date in DATES
     )
     return TripWorld(cities=tuple(cities), all_places=tuple(places), trains=trains, forecasts=forecasts)

@@ -28,21 +28,25 @@ def files(task: Task, image: bytes, tmp_path: Path) -> dict[str, str]:
     return {"task_file": str(tmp_path / "task.json"), "world_file": str(tmp_path / "world.sqlite")}
 
 
+def make(files: dict[str, str]) -> gymnasium.Env[str, str]:
+    return gymnasium.make(TASK_ENV_ID, task_file=files["task_file"], world_file=files["world_file"])
+
+
 def test_gymnasium_finds_no_fault(files: dict[str, str]) -> None:
     register()
-    check_env(gymnasium.make(TASK_ENV_ID, **files).unwrapped)
+    check_env(make(files).unwrapped)
 
 
 def test_gymnasium_makes_it_by_its_id(files: dict[str, str]) -> None:
     register()
     register()
-    env = gymnasium.make(TASK_ENV_ID, **files)
+    env = make(files)
     observation, info = env.reset(seed=1)
     assert observation == "[user] Sell one apple, then answer done."
     assert info["task_id"] == "tiny"
     env.close()
     with pytest.raises(ValueError, match="no such file"):
-        gymnasium.make(TASK_ENV_ID, **files | {"task_file": "nowhere.json"})
+        make(files | {"task_file": "nowhere.json"})
 
 
 def test_the_right_messages_score_one_at_the_end_and_zero_before(task: Task, image: bytes) -> None:
@@ -82,7 +86,8 @@ def test_a_call_that_ends_the_episode_carries_the_answer(task: Task, image: byte
 @pytest.mark.parametrize(
     "action",
     [
-        "", "hello", "[]", "null", '{"text": 1}', '{"content": 3}', '{"tool_calls": {}}', '{"tool_calls": [3]}',
+        "", "hello", "[]", "null",
+        '{"text": 1}', '{"content": 3}', '{"tool_calls": {}}', '{"tool_calls": [3]}',
         '{"tool_calls": [{"name": "look"}]}', '{"tool_calls": [{"name": 3, "arguments": {}}]}',
         '{"tool_calls": [{"name": "look", "arguments": []}]}', "[" * 5000,
     ],

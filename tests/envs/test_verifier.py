@@ -172,7 +172,7 @@ def test_a_clause_that_cannot_run_is_not_a_score(task: Task, image: bytes) -> No
 )
 def test_a_clause_may_only_read(task: Task, image: bytes, sql: str) -> None:
     greedy = replace(task, clauses=(Clause(name="writes", part="goal", sql=sql), *task.clauses))
-    with pytest.raises(GraderError, match="clause writes: (not authorized|authorization denied)"):
+    with pytest.raises(GraderError, match=r"clause writes: (not authorized|authorization denied)"):
         judge(greedy, play(task, image, [LOOK]))
 
 
@@ -182,8 +182,10 @@ ROWS = AnswerSpec(kind="rows", columns=("a", "b"), num_rows=1)
 @pytest.mark.parametrize(
     "answer",
     [
-        "", "[]", "{}", "[1]", "null", '[{"a": "x"}]', '[{"a": "x", "b": 1}]', '[{"a": "x", "b": "y", "c": "z"}]',
-        '[{"a": "x", "b": "y"}, {"a": "x", "b": "y"}]', "[" * 10_000, '[{"a": "x", "b": "' + "y" * 30_000 + '"}]',
+        "", "[]", "{}", "[1]", "null",
+        '[{"a": "x"}]', '[{"a": "x", "b": 1}]', '[{"a": "x", "b": "y", "c": "z"}]',
+        '[{"a": "x", "b": "y"}, {"a": "x", "b": "y"}]', "[" * 10_000,
+        '[{"a": "x", "b": "' + "y" * 30_000 + '"}]',
         '[{"a": "x", "b": "\\ud800"}]',
     ],
 )  # fmt: skip

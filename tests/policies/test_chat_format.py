@@ -40,7 +40,10 @@ def test_a_prompt_ends_where_the_policy_begins_without_thinking() -> None:
 
 
 def test_results_come_in_call_order_after_the_end_of_the_turn() -> None:
-    expected = "<｜end▁of▁sentence｜>\n\n<function_results>\n<result>a</result>\n<result>b</result>\n</function_results>\n\n</think>"
+    expected = (
+        "<｜end▁of▁sentence｜>\n\n<function_results>\n<result>a</result>\n<result>b</result>"
+        "\n</function_results>\n\n</think>"
+    )
     assert render_results(["a", "b"]) == expected
 
 

@@ -215,6 +215,8 @@ def test_other_selectors_choose_by_position(selector: str) -> None:
 def test_bad_arguments_say_what_was_expected() -> None:
     with pytest.raises(ValueError, match="indexer_loss must be one of"):
         make_model()(token_ids(1, 3), indexer_loss="full")
+    with pytest.raises(ValueError, match="0 everywhere"):
+        make_model()(token_ids(2, 3), attention_mask=torch.zeros(2, 3))
     with pytest.raises(ValueError, match="takes no position_ids"):
         make_model()(token_ids(1, 3), position_ids=torch.arange(3)[None], use_cache=False)
     with pytest.raises(ValueError, match=r"attention_mask must have shape \(1, 3\)"):

@@ -19,6 +19,17 @@ def test_masks_on_either_side_close_ranks_and_count_from_zero() -> None:
     assert batch.to_source(packed, 4, fill=-1).tolist() == [[-1, 1, 2, -1], [3, 4, 5, -1]]
 
 
+def test_shorter_rows_come_first_and_go_back_to_their_places() -> None:
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 1, 1]])
+    batch = pack(3, 3, mask, torch.device("cpu"))
+    ids = torch.tensor([[1, 2, 3], [4, 0, 0], [0, 5, 6]])
+    packed = batch.from_source(ids)
+    assert packed.tolist() == [4, 5, 6, 1, 2, 3]
+    assert batch.positions.tolist() == [0, 0, 1, 0, 1, 2]
+    assert batch.lengths == [1, 2, 3]
+    assert torch.equal(batch.to_source(packed, 3), ids)
+
+
 def test_a_row_without_tokens_is_allowed() -> None:
     batch = pack(2, 2, torch.tensor([[0, 0], [1, 1]]), torch.device("cpu"))
     assert batch.positions.tolist() == [0, 1]

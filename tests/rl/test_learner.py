@@ -1,4 +1,6 @@
-"""The learner against TRL itself: the seams we rely on exist, and where both define a loss, the losses agree."""
+"""The learner against TRL itself: the seams we rely on exist, and where both define a loss, the losses
+agree.
+"""
 
 import inspect
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from trl import GRPOTrainer
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from envs.outcome import Cause
 from policies.model.config import tiny_config
@@ -24,7 +26,9 @@ GROUP = 4
 ROWS = 8
 
 
-def random_trajectory(rng: np.random.Generator, sample: int, vocab: int, layers: int, version: int = 0) -> Trajectory:
+def random_trajectory(
+    rng: np.random.Generator, sample: int, vocab: int, layers: int, version: int = 0
+) -> Trajectory:
     prompt, total = int(rng.integers(3, 7)), int(rng.integers(12, 30))
     sampled = [False] * prompt + [bool(x) for x in rng.random(total - prompt) < 0.6]
     sampled[prompt] = True
@@ -78,8 +82,13 @@ def batch_of(seed: int, vocab: int = 261, layers: int = 1) -> list[Trajectory]:
     return [random_trajectory(rng, sample, vocab, layers) for sample in range(ROWS)]
 
 
+def policy_of(learner: Learner) -> torch.nn.Module:
+    assert learner.model is not None
+    return learner.model
+
+
 def scored_inputs(learner: Learner) -> dict[str, Any]:
-    learner.model.eval()
+    policy_of(learner).eval()
     learner.current_gradient_accumulation_steps = 1  # the trainer sets it as its loop begins
     return learner._generate_and_score_completions([{"prompt": f"ticket {i}"} for i in range(ROWS)])
 
@@ -131,11 +140,14 @@ def test_forced_routes_decide_the_experts_and_leave_the_router_its_gradient(tmp_
     learner = make_learner(tmp_path, batch_of(2), LossConfig())
     inputs = scored_inputs(learner)
     learner.compute_loss(learner.model, dict(inputs)).backward()
-    gates = [p for name, p in learner.model.named_parameters() if name.endswith("mlp.gate.weight")]
+    gates = [p for name, p in policy_of(learner).named_parameters() if name.endswith("mlp.gate.weight")]
     assert gates
     assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in gates)
     live = dict(inputs) | {"routes": torch.full_like(inputs["routes"], -1)}
-    assert learner.compute_loss(learner.model, live).item() != learner.compute_loss(learner.model, dict(inputs)).item()
+    assert (
+        learner.compute_loss(learner.model, live).item()
+        != learner.compute_loss(learner.model, dict(inputs)).item()
+    )
 
 
 def test_a_step_over_micro_batches_moves_the_policy_as_one_batch_does(tmp_path: Path) -> None:
@@ -143,7 +155,7 @@ def test_a_step_over_micro_batches_moves_the_policy_as_one_batch_does(tmp_path: 
     for micro in (ROWS, ROWS // 4):
         learner = make_learner(tmp_path / str(micro), batch_of(3), LossConfig(), micro)
         learner.train()
-        moved.append({name: p.detach().clone() for name, p in learner.model.named_parameters()})
+        moved.append({name: p.detach().clone() for name, p in policy_of(learner).named_parameters()})
     for name in moved[0]:
         assert torch.allclose(moved[0][name], moved[1][name], atol=2e-5), name
 
@@ -157,7 +169,10 @@ def test_an_unmeasured_row_teaches_nothing(tmp_path: Path) -> None:
 def test_trl_still_has_the_seams_that_the_learner_uses() -> None:
     loss_inputs = inspect.signature(GRPOTrainer.compute_loss).parameters
     assert list(loss_inputs) == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
-    assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == ["self", "inputs"]
+    assert list(inspect.signature(GRPOTrainer._generate_and_score_completions).parameters) == [
+        "self",
+        "inputs",
+    ]
     logps = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
     assert logps[:7] == [
         "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",

@@ -10,8 +10,10 @@ import rl.train
 from envs.task import Task
 from policies.model.checkpoint import load_model
 from rl.config import TrainConfig
+from rl.measure import read_metrics
 from rl.rollout import PlayableTask
-from rl.train import Data, read_metrics, train
+from rl.run import Data
+from rl.train import train
 from rl.transcript import Demonstration
 from synthesis.demonstrations import demonstrate_once
 from synthesis.general import DOMAINS, make_candidate

@@ -1,4 +1,4 @@
-"""A certificate fails on a single changed byte, and on a changed task whose hashes somebody computed again."""
+"""A certificate fails on a single changed byte, and on a changed task with hashes computed again."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The corpus is a function of its config: for any order of shards, any number of workers, and after any kill."""
+"""The corpus is a function of its config: for any order of shards or number of workers, after any kill."""
 
 import itertools
 import json

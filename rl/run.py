@@ -1,0 +1,41 @@
+"""The records of a training run: what it learns from, and what every stage of it is handed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from policies.engine import Sampling
+from rl.config import TrainConfig
+from rl.observer import Observer
+from rl.rollout import PlayableTask
+from rl.run_files import RunLog
+from rl.transcript import Demonstration
+
+TIER = "in-process (trusted generated tools)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Data:
+    """What a run learns from and is measured on. `heldout` shares no world with `tasks`."""
+
+    tasks: Sequence[PlayableTask]
+    heldout: Sequence[PlayableTask]
+    easy: Sequence[Demonstration]
+    """The clean ones of the easiest level."""
+    clean: Sequence[Demonstration]
+    mixed: Sequence[Demonstration]
+    unseen_levels: frozenset[tuple[str, int]]
+    """(domain, level) that no demonstration shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    config: TrainConfig
+    data: Data
+    out: Path
+    log: RunLog
+    observer: Observer
+
+
+def sampling(run: Run) -> Sampling:
+    return Sampling(max_new_tokens=run.config.rollout.max_new_tokens)

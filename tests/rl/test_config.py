@@ -1,0 +1,63 @@
+"""Configurations: each shipped one loads, and a wrong one is one line that names the field."""
+
+from pathlib import Path
+
+import pytest
+
+from rl.config import TrainConfig, load_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    assert isinstance(load_config(path), TrainConfig)
+
+
+def test_an_override_changes_one_field() -> None:
+    config = load_config(DEMO, ["rl.steps=3", "model.sizes.index_topk=16", "rl.reward_order=shuffled"])
+    assert (config.rl.steps, config.model.sizes["index_topk"], config.rl.reward_order) == (3, 16, "shuffled")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rl.stepz=3", "no field rl.stepz; did you mean steps?"),
+        ("modle.sizes=1", "no field modle; did you mean model?"),
+        ("rl.group_size=1", "rl.group_size"),
+        ("rl.learning_rate=fast", "rl.learning_rate"),
+        ("rl.groups_trained=65", "groups_trained must be at most groups_per_step"),
+        ("rl.rows_per_micro_batch=7", "rows_per_micro_batch must divide"),
+        ("rl.reward_order=random", "rl.reward_order"),
+        ("seed", "expected a.b=value"),
+        ("seed.x=1", "not inside a section"),
+        ("seed=[", "not a YAML value"),
+    ],
+)
+def test_a_wrong_field_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")) as caught:
+        load_config(DEMO, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "line"),
+        ("- 1", "mapping"),
+        ("", "mapping"),
+        ("!!python/object/apply:os.system ['true']", "not readable"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml")
