@@ -140,7 +140,8 @@ def parse_config(fields: dict[str, Any], *, where: str) -> TrainConfig:
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             raise ValueError(f"{where}: there is no field {name}{_nearest(first['loc'])}") from None
-        raise ValueError(f"{where}: {name}: {first['msg']}, got {first['input']!r}") from None
+        got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
+        raise ValueError(f"{where}: {name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
 
 def _apply(fields: dict[str, Any], override: str) -> None:
