@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from envs.files import write_whole
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.weights import publish
 from rl.advantage import has_signal
@@ -19,7 +20,6 @@ from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
 from rl.rollout_worker import Workers
 from rl.run import TIER, Data, Run, sampling
-from rl.run_files import write_whole
 from rl.trajectory import Trajectory, episode_row, transcript_line, transcript_row
 
 READABLE_TRAJECTORIES = 80

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from envs.files import sync_directory, write_whole
 from envs.task import canonical_json, digest
 
 RUN_VERSION = 1
@@ -20,26 +21,6 @@ RUN_VERSION = 1
 
 class RunBusyError(RuntimeError):
     """Another process works in this directory."""
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes under a temporary name, then renames; a crash leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from typing import Any
 import ray
 import torch
 
+from envs.files import write_whole
 from envs.task import stable_seed
 from policies.model.checkpoint import save_model
 from policies.model.config import tiny_config
@@ -50,7 +51,7 @@ from rl.measure import StepClock, baselines, demonstrators_note, evaluate, recor
 from rl.observer import Observer, Silent
 from rl.rollout_worker import ReplicaConfig, Workers
 from rl.run import TIER, Data, Run, sampling
-from rl.run_files import RunLog, locked, trim_metrics, write_whole
+from rl.run_files import RunLog, locked, trim_metrics
 from rl.trajectory import PlayRequest, Trajectory
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 

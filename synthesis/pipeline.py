@@ -17,6 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from envs.files import write_whole
 from envs.task import TASK_VERSION, canonical_json, digest, stable_seed
 from synthesis.certificate import certify_candidate
 from synthesis.corpus import (
@@ -31,7 +32,6 @@ from synthesis.corpus import (
     task_files,
     toolset_id,
     toolsets_bytes,
-    write_whole,
 )
 from synthesis.demonstrations import Demonstration, demonstrate_once, demonstration_file
 from synthesis.gates.suite import GATE_VERSIONS, TITLES

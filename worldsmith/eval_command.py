@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from envs.files import write_whole
 from rl.evaluate import Row, play_scripted, requests_for, summarize
 from rl.rollout import PlayableTask
-from rl.run_files import RunLog, locked, write_whole
+from rl.run_files import RunLog, locked
 from rl.trajectory import scripted_line
 from worldsmith.arguments import CommandParser, did_you_mean
 from worldsmith.corpora import playable_tasks

@@ -4,7 +4,6 @@ It works from the run's first minute on, with whatever exists; until the run end
 """
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from envs.files import write_whole
 from worldsmith import report_sections as sections
 from worldsmith.arguments import CommandParser
 from worldsmith.progress import duration
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 def write_report(run_path: Path, out: Path | None = None) -> Path:
     """Write the report of the run as it is now, whole or not at all; returns where."""
     page = run_path / "report.html" if out is None else out
-    write_whole(page, build_page(read_run(run_path), now=time.time()))
+    write_whole(page, encoded(build_page(read_run(run_path), now=time.time())))
     return page
 
 
@@ -151,20 +151,9 @@ def as_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all, whoever reads or kills in between."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def encoded(page: str) -> bytes:
+    """UTF-8; what no text may hold, as a lone surrogate of a hostile string, becomes a question mark."""
+    return page.encode("utf-8", errors="replace")
 
 
 def draw_page(page: Path, picture: Path, height: int | None = None) -> None:

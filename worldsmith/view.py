@@ -9,8 +9,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from envs.files import write_whole
 from worldsmith.arguments import CommandParser
-from worldsmith.report import TEMPLATES, templates, write_whole
+from worldsmith.report import TEMPLATES, encoded, templates
 from worldsmith.run_directory import read_run, read_trajectories
 from worldsmith.transcripts import Transcript, transcript
 
@@ -50,7 +51,7 @@ def write_view(run_path: Path, out: Path | None = None, *, limit: int = 500) -> 
         )
     )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "index.html", page)
+    write_whole(folder / "index.html", encoded(page))
     return folder / "index.html"
 
 

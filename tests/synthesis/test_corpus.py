@@ -1,13 +1,12 @@
 """A corpus on disk: files that appear whole, and every damage said in one line."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from synthesis import corpus as corpus_module
-from synthesis.corpus import MANIFEST, read_corpus, read_manifest, read_toolsets, write_whole
+from synthesis.corpus import MANIFEST, read_corpus, read_manifest, read_toolsets
 from synthesis.demonstrations import read_demonstrations
 
 
@@ -85,31 +84,3 @@ def test_a_damaged_demonstration_file_is_refused(corpus: Path) -> None:
 def test_a_manifest_cannot_name_files_outside(corpus: Path) -> None:
     with pytest.raises(ValueError, match="lies outside the corpus"):
         corpus_module.read_checked(corpus, "../../etc/passwd", "0" * 64)
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-
-    def full_disk(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_moved_into_its_place_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_whole(path, b"old")
-
-    def stopped(self: Path, target: Path) -> None:
-        assert self.read_bytes() == b"new"
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"

@@ -9,7 +9,7 @@ import pytest
 
 from worldsmith import cli
 from worldsmith import report_sections as sections
-from worldsmith.report import draw_page, write_report, write_whole
+from worldsmith.report import draw_page, write_report
 from worldsmith.run_directory import read_run
 from worldsmith.view import write_view
 
@@ -178,20 +178,6 @@ def test_without_a_browser_a_picture_is_refused_in_one_line(
     code = cli.main(["report", str(write_run()), "--png", str(tmp_path / "x.png")])
     assert code == cli.INFRASTRUCTURE
     assert "apt-get install chromium" in capsys.readouterr().err
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "report.html"
-    write_whole(page, "old")
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_whole(page, "new")
-    assert page.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [page]
 
 
 @pytest.mark.browser
