@@ -177,8 +177,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon (arXiv 2502.16982) on the layers' matrices, AdamW on all else; muon_learning_rate 0: AdamW alone.
 
-    Orthogonal updates reach the loss at which names are copied with about half the tokens
-    (docs/benchmarks.md).
+    What it gained over AdamW alone is in docs/benchmarks.md.
     """
     matrices = [
         parameter

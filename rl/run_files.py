@@ -19,7 +19,7 @@ from envs.task import canonical_json, digest
 RUN_VERSION = 1
 
 
-class RunBusyError(RuntimeError):
+class RunBusyError(ValueError):
     """Another process works in this directory."""
 
 
