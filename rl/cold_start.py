@@ -20,8 +20,8 @@ from rl.transcript import Transcript
 
 CONTEXT_LOSS_WEIGHT = 0.1
 """Weight of the tokens that the policy only reads: a little of it teaches copying sooner."""
-
-
+WORDS_RATE = 3.0
+"""Embeddings and output head learn at this multiple of AdamW's rate: each of their rows sees few tokens."""
 BALANCE_STEP = 0.001
 """How far a router's correction bias moves in a step (DeepSeek-V3's gamma)."""
 
@@ -36,12 +36,11 @@ class Phase:
     indexer_every: int
 
 
-def phases(*, easy: int, clean: int, warm_up: int, sparse: int, indexer_every: int) -> list[Phase]:
+def phases(*, clean: int, warm_up: int, sparse: int, indexer_every: int) -> list[Phase]:
     """The phases, by their numbers of steps."""
-    ends = [easy, easy + clean, easy + clean + warm_up, easy + clean + warm_up + sparse]
+    ends = [clean, clean + warm_up, clean + warm_up + sparse]
     starts = [0, *ends[:-1]]
     kinds = [
-        ("easy", "dense", 0),
         ("clean", "dense", 0),
         ("mixed", "dense", 2),
         ("mixed", "lightning", indexer_every),
@@ -177,6 +176,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon (arXiv 2502.16982) on the layers' matrices, AdamW on all else; muon_learning_rate 0: AdamW alone.
 
+    Embeddings and head take `WORDS_RATE` times AdamW's rate.
+
     What it gained over AdamW alone is in docs/benchmarks.md.
     """
     matrices = [
@@ -189,10 +190,16 @@ def make_optimizers(
     ]
     if muon_learning_rate == 0:
         matrices = []
-    chosen = {id(parameter) for parameter in matrices}
+    words = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name in ("model.embed_tokens.weight", "lm_head.weight")
+    ]
+    chosen = {id(parameter) for parameter in [*matrices, *words]}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    groups = [{"params": others}, {"params": words, "lr": learning_rate * WORDS_RATE}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     ]
     if matrices:
         optimizers.append(

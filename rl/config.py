@@ -24,10 +24,8 @@ class ModelSection(Section):
 
 
 class ColdStartSection(Section):
-    easy_steps: int = Field(default=0, ge=0)
-    """Steps on clean demonstrations of the easiest level, dense attention."""
     clean_steps: int = Field(ge=0)
-    """Steps on all clean demonstrations, dense attention."""
+    """Steps on clean demonstrations, dense attention."""
     warm_up_steps: int = Field(ge=0)
     """Steps on demonstrations of mixed quality in which the indexer learns from dense attention."""
     sparse_steps: int = Field(ge=0)
@@ -43,7 +41,7 @@ class ColdStartSection(Section):
 
     @property
     def num_steps(self) -> int:
-        return self.easy_steps + self.clean_steps + self.warm_up_steps + self.sparse_steps
+        return self.clean_steps + self.warm_up_steps + self.sparse_steps
 
 
 class LossSection(Section):

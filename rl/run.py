@@ -20,8 +20,6 @@ class Data:
 
     tasks: Sequence[PlayableTask]
     heldout: Sequence[PlayableTask]
-    easy: Sequence[Demonstration]
-    """The clean ones of the easiest level."""
     clean: Sequence[Demonstration]
     mixed: Sequence[Demonstration]
     unseen_levels: frozenset[tuple[str, int]]

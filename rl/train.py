@@ -51,7 +51,7 @@ from rl.measure import StepClock, baselines, demonstrators_note, evaluate, recor
 from rl.observer import Observer, Silent
 from rl.rollout_worker import ReplicaConfig, Workers
 from rl.run import TIER, Data, Run, sampling
-from rl.run_files import RunLog, locked, trim_metrics
+from rl.run_files import RunLog, trim_metrics
 from rl.trajectory import PlayRequest, Trajectory
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
@@ -61,31 +61,33 @@ TOKENIZER_SAMPLE = 2000
 def train(
     config: TrainConfig, data: Data, out: Path, observer: Observer | None = None, log: RunLog | None = None
 ) -> dict[str, Any]:
-    """Runs, or goes on with, the run in `out`; returns the closing evaluation's figures."""
+    """Runs, or goes on with, the run in `out`; returns the closing evaluation's figures.
+
+    The caller holds the directory (`rl.run_files.locked`) from before it opens a log there.
+    """
     observer = observer or Silent()
-    with locked(out):
-        fields = config.model_dump(mode="json")
-        log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
-        log.record["counts"] |= {
-            "train_tasks": len(data.tasks),
-            "heldout_tasks": len(data.heldout),
-            "demonstrations": len(data.clean) + len(data.mixed),
-        }
-        log.note(demonstrators_note(data))
-        run = Run(config=config, data=data, out=out, log=log, observer=observer)
-        codec = learn_tokenizer(run)
-        model = cold_start(run, codec)
-        baselines(run)
-        with ray_session(config.rollout.workers):
-            workers = start_workers(run)
-            evaluate(run, workers, model, when="before", step=0)
-            reinforce(run, workers, model, codec)
-            summary = evaluate(run, workers, model, when="after", step=config.rl.steps)
-            workers.close()
-        save_model(model, out / "policy")
-        log.finish()
-        observer.wrote()
-        return summary
+    fields = config.model_dump(mode="json")
+    log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
+    log.record["counts"] |= {
+        "train_tasks": len(data.tasks),
+        "heldout_tasks": len(data.heldout),
+        "demonstrations": len(data.clean) + len(data.mixed),
+    }
+    log.note(demonstrators_note(data))
+    run = Run(config=config, data=data, out=out, log=log, observer=observer)
+    codec = learn_tokenizer(run)
+    model = cold_start(run, codec)
+    baselines(run)
+    with ray_session(config.rollout.workers):
+        workers = start_workers(run)
+        evaluate(run, workers, model, when="before", step=0)
+        reinforce(run, workers, model, codec)
+        summary = evaluate(run, workers, model, when="after", step=config.rl.steps)
+        workers.close()
+    save_model(model, out / "policy")
+    log.finish()
+    observer.wrote()
+    return summary
 
 
 def learn_tokenizer(run: Run) -> TextCodec:
@@ -128,12 +130,11 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
     if found:
         load_optimizers(found, optimizers)
     trim_metrics(run.out, kind="cold_start", from_step=start)
-    sets = {"easy": run.data.easy, "clean": run.data.clean, "mixed": run.data.mixed}
+    sets = {"clean": run.data.clean, "mixed": run.data.mixed}
     with run.log.stage("cold start"):
         run.observer.begin("cold start", total=config.num_steps, done=start, unit="steps")
         started, started_tokens = time.monotonic(), tokens
         plan = phases(
-            easy=config.easy_steps,
             clean=config.clean_steps,
             warm_up=config.warm_up_steps,
             sparse=config.sparse_steps,

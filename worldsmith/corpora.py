@@ -25,15 +25,12 @@ def training_data(corpus: Path, heldout: Path) -> Data:
     """
     check_disjoint(corpus, heldout)
     toolsets = read_toolsets(corpus)
-    easy: list[Demonstration] = []
     clean: list[Demonstration] = []
     mixed: list[Demonstration] = []
     shown: set[tuple[str, int]] = set()
     for row in read_demonstrations(corpus):
         demonstration = Demonstration(messages=row.messages, tools=toolsets[row.tools], reward=row.reward)
         (mixed if row.slip_rate > 0 else clean).append(demonstration)
-        if row.slip_rate == 0 and row.level == 1:
-            easy.append(demonstration)
         shown.add((row.domain, row.level))
     if not clean or not mixed:
         raise ValueError(
@@ -43,6 +40,4 @@ def training_data(corpus: Path, heldout: Path) -> Data:
     tasks = playable_tasks(corpus)
     held = playable_tasks(heldout)
     cells = {(playable.task.domain, playable.task.level) for playable in held}
-    return Data(
-        tasks=tasks, heldout=held, easy=easy, clean=clean, mixed=mixed, unseen_levels=frozenset(cells - shown)
-    )
+    return Data(tasks=tasks, heldout=held, clean=clean, mixed=mixed, unseen_levels=frozenset(cells - shown))

@@ -16,7 +16,7 @@ from envs.task import stable_seed
 from rl.config import TrainConfig, load_config
 from rl.measure import read_metrics
 from rl.run import TIER
-from rl.run_files import RunLog
+from rl.run_files import RunLog, locked
 from rl.train import train
 from synthesis.corpus import MANIFEST
 from synthesis.pipeline import SynthConfig, plan_shards, synthesize
@@ -25,11 +25,12 @@ from worldsmith.corpora import training_data
 from worldsmith.progress import Progress, duration
 from worldsmith.watching import Watcher
 
+DOMAINS = ("trip", "retail")
 NUM_TASKS = 3200
 NUM_HELDOUT = 400
-SLIP_RATES = (0.0, 0.0, 0.0, 0.5)
-"""Three clean demonstrations for each one of mixed quality."""
-TOKENS_A_DEMONSTRATION = 85
+SLIP_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)
+"""Four clean demonstrations for each one of mixed quality."""
+TOKENS_A_DEMONSTRATION = 72
 LEVELS = (1, 2, 3, 4)
 SHOWN_LEVELS = (1, 2, 3)
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -63,12 +64,13 @@ def main(argv: list[str]) -> int:
         return 0
     print(f"look at {out}/report.html: it rewrites itself as the run goes", file=sys.stderr)
     begun = time.monotonic()
-    log = RunLog(out, command="demo", config=config.model_dump(mode="json"), tier=TIER, seed=args.seed)
-    watcher = Watcher(out)
-    watcher.wrote()
-    make_corpora(log, out, seed=args.seed, num_demonstrations=demonstrations_needed(config))
-    summary = train(config, training_data(corpus, heldout), out, watcher, log)
-    watcher.close()
+    with locked(out):
+        log = RunLog(out, command="demo", config=config.model_dump(mode="json"), tier=TIER, seed=args.seed)
+        watcher = Watcher(out)
+        watcher.wrote()
+        make_corpora(log, out, seed=args.seed, num_demonstrations=demonstrations_needed(config))
+        summary = train(config, training_data(corpus, heldout), out, watcher, log)
+        watcher.close()
     print_result(out, summary, time.monotonic() - begun, as_json=args.json)
     return 0
 
@@ -86,13 +88,16 @@ def make_corpora(log: RunLog, out: Path, *, seed: int, num_demonstrations: int) 
     workers = os.cpu_count() or 1
     wanted = {
         out / "corpus": SynthConfig(
+            domains=DOMAINS,
             count=NUM_TASKS,
             seed=stable_seed(seed, "corpus"),
             levels=SHOWN_LEVELS,
             demonstrations=num_demonstrations,
             slip_rates=SLIP_RATES,
         ),
-        out / "heldout": SynthConfig(count=NUM_HELDOUT, seed=stable_seed(seed, "heldout"), levels=LEVELS),
+        out / "heldout": SynthConfig(
+            domains=DOMAINS, count=NUM_HELDOUT, seed=stable_seed(seed, "heldout"), levels=LEVELS
+        ),
     }
     if all((directory / MANIFEST).exists() for directory in wanted):
         return

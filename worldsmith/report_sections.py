@@ -64,9 +64,18 @@ def headline(run: Run) -> dict[str, Any]:
         "gain": points_gained(first, last),
         "apart": first is not None and last is not None and first.high < last.low,
         "greedy": [number(before, "greedy_pass_rate"), number(latest, "greedy_pass_rate")],
-        "unseen": [row for row in score_rows(run, "by_level") if row.unseen],
+        "unseen": unseen_rows(run, before, latest),
         "baselines": baselines(run),
     }
+
+
+def unseen_rows(run: Run, before: Record | None, latest: Record | None) -> list[ScoreRow]:
+    """The levels that no demonstration shows: all of them together, then one by one."""
+    rows = [row for row in score_rows(run, "by_level") if row.unseen]
+    together = score(mapping(before, "unseen")), score(mapping(latest, "unseen"))
+    if len(rows) > 1 and any(together):
+        rows.insert(0, ScoreRow(name="all", unseen=True, before=together[0], after=together[1]))
+    return rows
 
 
 def points_gained(before: Score | None, after: Score | None) -> float | None:

@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a run asks no hub for anything, nor tells one
     from rl.config import load_config
+    from rl.run_files import locked
     from rl.train import train
     from worldsmith.corpora import training_data
     from worldsmith.watching import Watcher
@@ -52,9 +53,10 @@ def main(argv: list[str]) -> int:
             f"{config.rl.group_size}; into {out}"
         )
         return 0
-    watcher = Watcher(out)
-    summary = train(config, data, out, watcher)
-    watcher.close()
+    with locked(out):
+        watcher = Watcher(out)
+        summary = train(config, data, out, watcher)
+        watcher.close()
     if args.json:
         print(json.dumps({"out": str(out), **summary}))
     else:

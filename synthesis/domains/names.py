@@ -4,18 +4,12 @@ CITIES = (
     "Hangzhou", "Suzhou", "Nanjing", "Ningbo", "Xiamen", "Qingdao", "Chengdu", "Kunming", "Guilin",
     "Lanzhou",
 )  # fmt: skip
-HOTELS = (
-    "Aldora", "Benting", "Corvo", "Delphine", "Elmsworth", "Fairholt", "Grantley", "Hollis", "Ivora",
-    "Jasmira", "Kestrel", "Larkhill",
+PLACES = (
+    "Aldora", "Amberly", "Belfry", "Benting", "Cinnabar", "Corvo", "Delphine", "Dragonhill", "Elmsworth",
+    "Emberfire", "Fairholt", "Figtree", "Gingko", "Grantley", "Heronry", "Hollis", "Ironwok", "Ivora",
+    "Jadebowl", "Jasmira", "Kestrel", "Kilns", "Lagoon", "Larkhill",
 )  # fmt: skip
-RESTAURANTS = (
-    "Amberly", "Basilico", "Cinnabar", "Dumplings", "Emberfire", "Figtree", "Gingko", "Harvest", "Ironwok",
-    "Jadebowl", "Kumquat", "Lemongrass",
-)  # fmt: skip
-ATTRACTIONS = (
-    "Aquarium", "Belfry", "Causeway", "Dragonhill", "Embankment", "Falls", "Gardens", "Heronry", "Islets",
-    "Jetty", "Kilns", "Lagoon",
-)  # fmt: skip
+"""Hotels, restaurants and attractions share one pool: a name says nothing about what bears it."""
 FIRST_NAMES = (
     "Ada", "Bruno", "Clara", "Dario", "Elena", "Felix", "Greta", "Hugo", "Ines", "Jonas",
 )  # fmt: skip
@@ -27,6 +21,5 @@ ITEMS = (
     "kettle", "lamp",
 )  # fmt: skip
 ORDER_IDS = (
-    "KA", "LB", "MC", "ND", "OE", "PF", "QG", "RH", "SI", "TJ", "UK", "VL",
-    "WM", "XN", "YO", "ZP", "AQ", "BR", "CS", "DT", "EU", "FV", "GW", "HX",
+    "KA", "LB", "MC", "ND", "OE", "PF", "QG", "RH", "SI", "TJ", "UK", "VL", "WM", "XN", "YO", "ZP",
 )  # fmt: skip

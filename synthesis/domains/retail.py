@@ -1,8 +1,8 @@
 """Retail orders under a policy: cancel and return what the rules allow, refuse the rest, read before you act.
 
-Levels: 1 cancel an order by its id; 2 return one by its id (days since delivery, refund as paid); 3 cancel
-or return the order of an item that the customer names, among two to four orders; 4 the same among five.
-1 to 3 may be shown to a cold start.
+Levels: 1 cancel an order by its id; 2 return one by its id (days since delivery, refund as paid); 3 find the
+order of an item that the customer names, and cancel it, among two to four orders, or return it, among two or
+three; 4 find and return it among four. 1 to 3 may be shown to a cold start.
 """
 
 import random
@@ -16,13 +16,13 @@ from synthesis.domains.names import FIRST_NAMES, ITEMS, LAST_NAMES, ORDER_IDS
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
-VERSION = 1
+VERSION = 2
 STATUSES = ("pending", "delivered", "shipped")
 PAYMENTS = ("card", "cash", "points")
 DAY_LIMITS = (20, 30, 40, 50)
 Action = Literal["cancel", "return"]
 _ACTIONS: tuple[Action, ...] = ("cancel", "return")
-_ACTION_OF_LEVEL: dict[int, Action] = {1: "cancel", 2: "return"}
+_ACTION_OF_LEVEL: dict[int, Action] = {1: "cancel", 2: "return", 4: "return"}
 _ORDER = Param(name="order_id", description="The order's two letters.")
 _EXISTS = Requirement(
     sql="SELECT 1 FROM orders WHERE order_id = :order_id", error="error: there is no order {order_id}"
@@ -118,9 +118,10 @@ class RetailDomain:
         if level not in self.levels:
             raise ValueError(f"domain retail has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
-        users, orders = _world(rng, orders_per_user=5 if level == 4 else rng.randrange(2, 5))
-        day_limit = rng.choice(DAY_LIMITS)
         action = _ACTION_OF_LEVEL.get(level) or rng.choice(_ACTIONS)
+        longest = 3 if level == 3 and action == "return" else 4
+        users, orders = _world(rng, orders_per_user=4 if level == 4 else rng.randint(2, longest))
+        day_limit = rng.choice(DAY_LIMITS)
         wanted = _pick_order(rng, orders, action, day_limit)
         order_id, user_id, item, status, paid, days, _ = wanted
         name = next(row[1] for row in users if row[0] == user_id)

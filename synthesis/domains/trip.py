@@ -1,10 +1,10 @@
 """Trip planning with the paper's fifteen tools and conditional budget rules.
 
 Levels 1 to 4 plan one day in a given city: 1 one place under one condition; 2 two places; 3 two places, the
-second under a rule that depends on the hotel's price; 4 the same where every list is longer than in any level
-before. 5 is one day, the city to be chosen, at the lowest total price; 6 is the paper's own task: three days
-from Hangzhou, nothing twice, its budget rules on day 2, at the lowest total price. 1 to 3 may be shown to a
-cold start.
+second under a rule that depends on the hotel's price; 4 the same where the lists of both are long, of which
+3 shows one at most. 5 is one day, the city to be chosen, at the lowest total price; 6 is the paper's own
+task: three days from Hangzhou, nothing twice, its budget rules on day 2, at the lowest total price. 1 to 3
+may be shown to a cold start.
 """
 
 import json
@@ -20,7 +20,7 @@ from synthesis.domains.trip_world import KIND_OF, PRICE_WORD, TripWorld, build_w
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
-VERSION = 1
+VERSION = 2
 SYSTEM = (
     "You plan trips with the tools. Look places up before you choose them.\n"
     "Submit the plan as a JSON list with one object a day."
@@ -91,7 +91,7 @@ class TripDomain:
             return draft_days(self.name, level, seed)
         rng = random.Random(seed)
         for _ in range(MAX_DRAWS):
-            world = build_world(rng, num_cities=2, num_places=5 if level == 4 else rng.randrange(3, 5))
+            world = build_world(rng, num_cities=2, num_places=_num_places(rng, level))
             goal = _draw_goal(rng, world, level)
             if goal is not None:
                 return _make_draft(level, seed, world, goal, _prompt(rng, goal))
@@ -112,6 +112,18 @@ class TripDomain:
                 test = if_dear if _look_up(client, "hotel", "price", chosen["hotel"]) >= TIER else if_cheap
             chosen[column] = _choose(client, goal.city, column, test, care)
         return Plan(calls=tuple(client.calls), answer=json.dumps([chosen]))
+
+
+def _num_places(rng: random.Random, level: int) -> dict[str, int]:
+    """How many places of each kind a city has: two to four. Of level 4 all lists are long, of level 3 never
+    both of those that its rule ties together.
+    """
+    if level == 4:
+        return dict.fromkeys(PRICE_WORD, 4)
+    counts = {kind: rng.randint(2, 4) for kind in PRICE_WORD}
+    if level == 3 and counts["hotel"] == 4:
+        counts |= {kind: rng.randint(2, 3) for kind in ("restaurant", "attraction")}
+    return counts
 
 
 def _look_up(client: Client, kind: str, word: str, place: str) -> float:

@@ -17,6 +17,8 @@ from synthesis.solver import AllDifferent, Allow, AllowAny, Constraint, Dearer, 
 
 HOME = "Hangzhou"
 COLUMNS = tuple(KIND_OF)
+NUM_PLACES = dict.fromkeys(PRICE_WORD, 3)
+"""Of each kind in a city."""
 DEARER_HOTELS = "; each day's hotel dearer than the day before's"
 MEALS = ("afternoon_restaurant", "evening_restaurant")
 
@@ -61,7 +63,7 @@ class DaysGoal:
 def draft_days(domain: str, level: int, seed: int) -> Draft | None:
     rng = random.Random(seed)
     num_days = 1 if level == 5 else 3
-    world = build_world(rng, num_cities=2 if level == 5 else 4, num_places=3, home=HOME)
+    world = build_world(rng, num_cities=2 if level == 5 else 4, num_places=NUM_PLACES, home=HOME)
     goal = DaysGoal(num_days=num_days, ruled_day=min(1, num_days - 1))
     problem = days_problem(world.all_places, world.cities, goal)
     solutions = solve(problem, limit=2)

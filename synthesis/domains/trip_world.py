@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from envs.world import Table
-from synthesis.domains.names import ATTRACTIONS, CITIES, HOTELS, RESTAURANTS
+from synthesis.domains.names import CITIES, PLACES
 
 KIND_OF: Mapping[str, str] = {
     "hotel": "hotel",
@@ -17,7 +17,6 @@ KIND_OF: Mapping[str, str] = {
 }
 """Which kind of place an answer's column holds."""
 PRICE_WORD: Mapping[str, str] = {"hotel": "price", "restaurant": "price", "attraction": "ticket"}
-_POOLS = {"hotel": HOTELS, "restaurant": RESTAURANTS, "attraction": ATTRACTIONS}
 _PRICES = {"hotel": (200, 1000), "restaurant": (100, 500), "attraction": (100, 400)}
 DATES = ("2025-10-01", "2025-10-02", "2025-10-03")
 
@@ -83,22 +82,23 @@ class TripWorld:
 
 
 def build_world(
-    rng: random.Random, *, num_cities: int, num_places: int, home: str | None = None
+    rng: random.Random, *, num_cities: int, num_places: Mapping[str, int], home: str | None = None
 ) -> TripWorld:
-    """`num_places` of each kind in each of `num_cities` cities; `home` is a city without places, to start
-    from.
+    """`num_places` of each kind ("hotel", ...) in each of `num_cities` cities; `home` is a city without
+    places, to start from. No name is borne twice in a city, nor by two places of one kind.
     """
     cities = rng.sample([city for city in CITIES if city != home], num_cities)
+    stride = max(num_places.values())
+    names = rng.sample(PLACES, (num_cities + len(_PRICES) - 1) * stride)
     places = []
-    for kind, pool in _POOLS.items():
-        names = iter(rng.sample(pool, num_cities * num_places))
-        low, high = _PRICES[kind]
-        for city in cities:
-            prices = rng.sample(range(low, high, 10), num_places)
-            for rank in range(num_places):
+    for kind_index, (kind, (low, high)) in enumerate(_PRICES.items()):
+        for city_index, city in enumerate(cities):
+            first = (city_index + kind_index) * stride
+            prices = rng.sample(range(low, high, 10), num_places[kind])
+            for rank in range(num_places[kind]):
                 places.append(
                     Place(
-                        name=next(names),
+                        name=names[first + rank],
                         kind=kind,
                         city=city,
                         rank=rank,

@@ -46,7 +46,6 @@ def data() -> Data:
     return Data(
         tasks=playable(range(8), 1),
         heldout=[*playable(range(100, 104), 1), *playable(range(200, 202), 4)],
-        easy=shown[0.0],
         clean=shown[0.0],
         mixed=shown[0.5],
         unseen_levels=frozenset({("retail", 4)}),
@@ -60,7 +59,7 @@ def config() -> TrainConfig:
         "heldout": "unused",
         "model": {"sizes": {"hidden_size": 32, "num_hidden_layers": 2, "index_topk": 16}},
         "cold_start": {
-            "easy_steps": 2, "clean_steps": 2, "warm_up_steps": 2, "sparse_steps": 2,
+            "clean_steps": 4, "warm_up_steps": 2, "sparse_steps": 2,
             "tokens_per_batch": 600, "checkpoint_every": 3,
         },
         "rl": {
