@@ -114,7 +114,7 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
     config, directory = run.config.cold_start, run.out / "checkpoints" / "cold-start"
     found = latest_checkpoint(directory)
     torch.manual_seed(stable_seed(run.config.seed, "model") % 2**31)
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = load_checkpoint_model(found) if found else new_model(run, codec)
     start, tokens = (found.step, int(found.state["tokens"])) if found else (0, 0)
     run.log.record["counts"] |= {
