@@ -42,7 +42,7 @@ def phases(*, clean: int, warm_up: int, sparse: int, indexer_every: int) -> list
     starts = [0, *ends[:-1]]
     kinds = [
         ("clean", "dense", 0),
-        ("mixed", "dense", 2),
+        ("mixed", "dense", 1),
         ("mixed", "lightning", indexer_every),
     ]
     return [
@@ -143,7 +143,8 @@ def train_on(
 ) -> Iterator[StepMetrics]:
     """One step of every optimizer a batch; yields after each.
 
-    scale: what each optimizer's peak rate (its groups' `initial_lr`) is multiplied by.
+    scale: what each optimizer's peak rate (its groups' `initial_lr`) is multiplied by, but for `constant`
+    groups.
     indexer_every: the indexer learns in one step of so many; 0: never.
     """
     model.train()
@@ -152,7 +153,7 @@ def train_on(
         batch = next(source)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * scale(step)
+                group["lr"] = group["initial_lr"] * (1.0 if group.get("constant") else scale(step))
         with_indexer = indexer_every > 0 and step % indexer_every == 0
         output = model(
             batch.input_ids_BT, batch.attention_mask_BT, indexer_loss="sparse" if with_indexer else "none"
@@ -172,11 +173,16 @@ def train_on(
 
 
 def make_optimizers(
-    model: WorldsmithForCausalLM, *, learning_rate: float, muon_learning_rate: float
+    model: WorldsmithForCausalLM,
+    *,
+    learning_rate: float,
+    muon_learning_rate: float,
+    indexer_learning_rate: float,
 ) -> list[torch.optim.Optimizer]:
     """Muon (arXiv 2502.16982) on the layers' matrices, AdamW on all else; muon_learning_rate 0: AdamW alone.
 
-    Embeddings and head take `WORDS_RATE` times AdamW's rate.
+    Embeddings and head take `WORDS_RATE` times AdamW's rate. The indexer has an AdamW of its own at a
+    constant rate: its lessons are few and come when the others' rates have nearly fallen to their end.
 
     What it gained over AdamW alone is in docs/benchmarks.md.
     """
@@ -195,11 +201,14 @@ def make_optimizers(
         for name, parameter in model.named_parameters()
         if name in ("model.embed_tokens.weight", "lm_head.weight")
     ]
-    chosen = {id(parameter) for parameter in [*matrices, *words]}
+    indexer = [parameter for name, parameter in model.named_parameters() if ".indexer." in name]
+    chosen = {id(parameter) for parameter in [*matrices, *words, *indexer]}
     others = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
     groups = [{"params": others}, {"params": words, "lr": learning_rate * WORDS_RATE}]
+    lessons = [{"params": indexer, "constant": True}]
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(lessons, lr=indexer_learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
     ]
     if matrices:
         optimizers.append(

@@ -35,7 +35,9 @@ class ColdStartSection(Section):
     """AdamW's, of all that is no matrix of a layer."""
     muon_learning_rate: float = Field(default=8e-3, ge=0)
     """Muon's, of the layers' matrices; 0: AdamW for them too."""
-    indexer_every: int = Field(default=4, ge=1)
+    indexer_learning_rate: float = Field(default=3e-3, gt=0)
+    """AdamW's, of the indexer; constant."""
+    indexer_every: int = Field(default=2, ge=1)
     """With sparse attention the indexer learns in one step of so many."""
     checkpoint_every: int = Field(default=100, ge=1)
 

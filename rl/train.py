@@ -125,7 +125,10 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
     if start == config.num_steps:
         return model
     optimizers = make_optimizers(
-        model, learning_rate=config.learning_rate, muon_learning_rate=config.muon_learning_rate
+        model,
+        learning_rate=config.learning_rate,
+        muon_learning_rate=config.muon_learning_rate,
+        indexer_learning_rate=config.indexer_learning_rate,
     )
     if found:
         load_optimizers(found, optimizers)
