@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from policies.model.blockwise import AttentionPlan, IndexParts, block_attention
-from policies.model.config import ModelConfig
+from policies.model.config import ModelConfig, selection, softmax_scale
 from policies.model.indexer import Indexer
 from policies.model.norm import RMSNorm
 from policies.model.packing import PackedBatch
 from policies.model.rotary import rotate_neighbours
-from policies.model.selectors import SELECTORS
 
 INDEXER_LOSSES = ("none", "dense", "sparse")
 
@@ -34,6 +33,8 @@ class LayerInputs:
     indexer_loss: str = "none"
     capture: list[tuple[Tensor, Tensor]] | None = field(default=None)
     """When given, each layer appends its cache rows: latents [N, C + R] and index keys [N, I]."""
+    record_places: bool = False
+    """Whether each layer returns the places that it attended to."""
 
 
 class Attention(nn.Module):
@@ -43,6 +44,7 @@ class Attention(nn.Module):
         heads, hidden = config.num_attention_heads, config.hidden_size
         bias = config.attention_bias
         self.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+        self.scale, self.selection = softmax_scale(config), selection(config)
         self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
         self.q_a_layernorm = RMSNorm(config.q_lora_rank, 1e-6)
         self.q_b_proj = nn.Linear(config.q_lora_rank, heads * self.qk_head_dim, bias=False)
@@ -54,8 +56,14 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=bias)
         self.indexer = Indexer(config)
 
-    def forward(self, hidden_ND: Tensor, inputs: LayerInputs) -> tuple[Tensor, Tensor | None]:
-        """The layer's output [N, D], and the indexer's loss when it was asked for."""
+    def forward(
+        self, hidden_ND: Tensor, inputs: LayerInputs, forced_NK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The layer's output [N, D]; when asked for, the indexer's loss and the places attended to, [N, K].
+
+        Args:
+            forced_NK: places to attend to instead, -1 for none; a token with nothing but -1 chooses itself.
+        """
         config = self.config
         q_latent = self.q_a_layernorm(self.q_a_proj(hidden_ND))
         latent, k_rope = self.kv_a_proj_with_mqa(hidden_ND).split(
@@ -72,11 +80,13 @@ class Attention(nn.Module):
             keys=rows(index[1]),
             weights=rows(index[2]).transpose(1, 2).unsqueeze(-1),
         )
-        mixed, loss = block_attention(
-            *self._heads(q_latent, latent, k_rope, inputs), parts, self._plan(inputs)
+        mixed, loss, places = block_attention(
+            *self._heads(q_latent, latent, k_rope, inputs), parts, self._plan(inputs, forced_NK)
         )
         mixed_N = inputs.batch.to_packed(mixed.transpose(1, 2)).flatten(1)
-        return self.o_proj(mixed_N), None if inputs.indexer_loss == "none" else loss
+        if places is not None:
+            places = inputs.batch.to_packed(places)
+        return self.o_proj(mixed_N), None if inputs.indexer_loss == "none" else loss, places
 
     def _index(
         self, hidden_ND: Tensor, q_latent: Tensor, inputs: LayerInputs
@@ -98,12 +108,12 @@ class Attention(nn.Module):
         queries = torch.cat((q[..., :nope], q_rope), dim=-1)
         return queries, torch.cat((kv[..., :nope], k_rope), dim=-1), kv[..., nope:].contiguous()
 
-    def _plan(self, inputs: LayerInputs) -> AttentionPlan:
-        selects = self.config.token_selector != "dense"
+    def _plan(self, inputs: LayerInputs, forced_NK: Tensor | None) -> AttentionPlan:
         return AttentionPlan(
-            scale=self.qk_head_dim**-0.5,
-            top_k=self.config.index_topk if selects else None,
-            position_scores=SELECTORS[self.config.token_selector],
+            scale=self.scale,
+            selection=self.selection,
+            forced=None if forced_NK is None else inputs.batch.to_rows(forced_NK),
+            record=inputs.record_places,
             indexer_loss=inputs.indexer_loss,
             lengths=inputs.batch.lengths,
             row_weights=None if inputs.indexer_loss == "none" else inputs.batch.row_weights(),

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from policies.model.hashing import bucket_codes, bucket_votes, planes
 from policies.model.indexer import sum_heads
-from policies.model.selectors import NEVER, PositionScores, select_topk
+from policies.model.selectors import NEVER, Selection, select_topk
 
 BLOCK_ROWS = 64
 BLOCK_FLOATS = 1 << 19
@@ -28,12 +29,14 @@ _DROPPED = 1e30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionPlan:
-    """How one layer attends. `top_k` is None where every earlier token is kept."""
+    """How one layer attends."""
 
     scale: float
-    top_k: int | None
-    position_scores: PositionScores | None = None
-    """None: the indexer chooses."""
+    selection: Selection
+    forced: Tensor | None = None
+    """[B, T, K] places to attend to instead, -1 for none; a row of nothing but -1 chooses for itself."""
+    record: bool = False
+    """Whether to return what was chosen."""
     indexer_loss: str = "none"
     lengths: list[int] | None = None
     """Real tokens of each sequence, None when all are full; what lies behind them is 0 or arbitrary."""
@@ -52,8 +55,9 @@ class IndexParts:
 
 def block_attention(
     q: Tensor, k: Tensor, v: Tensor, index: IndexParts, plan: AttentionPlan
-) -> tuple[Tensor, Tensor]:
-    """Attention of [B, H, T, D] queries and keys and [B, H, T, V] values: [B, H, T, V]; the indexer's loss.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention of [B, H, T, D] queries and keys and [B, H, T, V] values: [B, H, T, V]; the indexer's loss;
+    when the plan asks for them the places attended to, [B, T, K] int32, in order and -1 for none.
 
     The loss is the sum over rows of weight x KL, 0 where it was not asked for. Its gradient reaches `index`
     alone, that of the attention q, k and v alone.
@@ -87,7 +91,7 @@ def _blocks(num_heads: int, lengths: list[int]) -> Iterator[_Block]:
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
-    def forward(ctx: Any, plan: AttentionPlan, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, plan: AttentionPlan, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v = tensors[:3]
         num_rows, heads, length, _ = q.shape
         index = IndexParts(queries=tensors[3], keys=tensors[4], weights=tensors[5])
@@ -99,32 +103,35 @@ class _BlockAttention(torch.autograd.Function):
         total = q.new_zeros(())
         keep = any(ctx.needs_input_grad[1:4]) and num_rows * heads * length * length // 2 <= KEPT_FLOATS
         blocks = []
+        record = _empty_record(plan, q) if plan.record else None
         for block in _blocks(heads, plan.lengths or [length] * num_rows):
-            products, scores = _index(block, index, plan)
-            if plan.top_k is not None and block.last > plan.top_k:
-                assert scores is not None
-                block.chosen = select_topk(scores, plan.top_k)
+            view = _View(block, (q, k), index, plan)
+            block.chosen = _choose(view, plan)
+            if record is not None:
+                _record(block, record)
             probs = _softmax(block, _logits(block, q, k, plan), block.chosen)
             torch.matmul(
                 probs, v[block.rows, :, : block.last], out=out[block.rows, :, block.first : block.last]
             )
-            if products is not None and scores is not None and plan.indexer_loss != "none":
+            if plan.indexer_loss != "none":
                 chosen, target = block.chosen, probs
                 if plan.indexer_loss == "dense" and chosen is not None:
                     chosen, target = None, _softmax(block, _logits(block, q, k, plan), None)
-                total += _indexer_loss(block, (products, scores, target, chosen), index, plan, gradient)
+                total += _indexer_loss(view, target, chosen, gradient)
             block.probs = probs if keep else None
             blocks.append(block)
         ctx.plan, ctx.blocks, ctx.gradient = plan, blocks, gradient
         ctx.save_for_backward(q, k, v)
         ctx.set_materialize_grads(False)
-        return out, total
+        if record is not None:
+            ctx.mark_non_differentiable(record)
+        return out, total, record
 
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_out, d_total = grads
+        d_out, d_total = grads[:2]
         d_index: tuple[Tensor | None, ...] = (None, None, None)
         if ctx.gradient is not None and d_total is not None:
             parts = (ctx.gradient.queries, ctx.gradient.keys, ctx.gradient.weights)
@@ -187,36 +194,109 @@ def _softmax(block: _Block, logits: Tensor, chosen: Tensor | None) -> Tensor:
     return logits.softmax(-1)
 
 
-def _index(block: _Block, index: IndexParts, plan: AttentionPlan) -> tuple[Tensor | None, Tensor | None]:
-    """Rectified products [b, Hi, R, S] and scores [b, R, S], -inf at later keys; None where not needed."""
-    selects = plan.top_k is not None and block.last > plan.top_k
-    products = scores = None
-    if plan.indexer_loss != "none" or (selects and plan.position_scores is None):
-        queries = index.queries[block.rows, :, block.first : block.last]
-        keys = index.keys[block.rows, : block.last]
-        heads = queries.shape[1]
-        products = torch.bmm(queries.flatten(1, 2), keys.transpose(1, 2)).relu_()
-        products = products.view(block.num_rows, heads, -1, block.last)
-        weights = index.weights[block.rows, :, block.first : block.last]
-        scores = sum_heads(products, weights)
-    elif selects:
-        assert plan.position_scores is not None
-        places = torch.arange(block.last, device=index.keys.device)
-        scores = plan.position_scores(places[block.first :, None], places).repeat(block.num_rows, 1, 1)
-    if scores is not None:
-        scores[..., block.first :] += _future(block.last - block.first, scores.device)
-    return products, scores
+class _View:
+    """A block as a selector sees it; index scores are computed once, and are -inf at later keys."""
+
+    def __init__(
+        self, block: _Block, attention: tuple[Tensor, Tensor], index: IndexParts, plan: AttentionPlan
+    ) -> None:
+        self.block, self.attention, self.index, self.plan = block, attention, index, plan
+        self.rows = slice(block.first, block.last)
+
+    @property
+    def key_pos(self) -> Tensor:
+        return torch.arange(self.block.last, device=self.index.keys.device)
+
+    @property
+    def query_pos(self) -> Tensor:
+        return self.key_pos[self.block.first :, None]
+
+    @functools.cached_property
+    def queries(self) -> Tensor:
+        return self.index.queries[self.block.rows, :, self.rows]
+
+    @functools.cached_property
+    def keys(self) -> Tensor:
+        return self.index.keys[self.block.rows, : self.block.last]
+
+    @functools.cached_property
+    def weights(self) -> Tensor:
+        return self.index.weights[self.block.rows, :, self.rows]
+
+    @functools.cached_property
+    def scored(self) -> tuple[Tensor, Tensor]:
+        """Rectified products [b, Hi, R, S] and the scores [b, R, S]."""
+        products = torch.bmm(self.queries.flatten(1, 2), self.keys.transpose(1, 2)).relu_()
+        products = products.view(self.block.num_rows, self.queries.shape[1], -1, self.block.last)
+        scores = sum_heads(products, self.weights)
+        self.hide_later(scores)
+        return products, scores
+
+    def hide_later(self, scores: Tensor) -> None:
+        first, last = self.block.first, self.block.last
+        scores[..., first:] += _future(last - first, scores.device)
+
+    def index_scores(self, among: Tensor | None = None) -> Tensor:
+        return self.scored[1]
+
+    def attention_mass(self) -> Tensor:
+        q, k = self.attention
+        return _softmax(self.block, _logits(self.block, q, k, self.plan), None).sum(1)
+
+    def hash_votes(self) -> Tensor:
+        how = self.plan.selection
+        cuts = planes(how.seed, self.keys.shape[-1], how.tables, how.bits)
+        query_codes = bucket_codes(self.queries, cuts, how.bits)
+        key_codes = bucket_codes(self.keys, cuts, how.bits)
+        return bucket_votes(query_codes, self.weights.squeeze(-1), key_codes, how.bits)
 
 
-def _indexer_loss(
-    block: _Block,
-    values: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    index: IndexParts,
-    plan: AttentionPlan,
-    gradient: IndexParts | None,
-) -> Tensor:
+def _choose(view: _View, plan: AttentionPlan) -> Tensor | None:
+    """[b, R, S] bool, which keys the block's rows attend to; None: all earlier ones."""
+    block, how = view.block, plan.selection
+    forced = None if plan.forced is None else plan.forced[block.rows, block.first : block.last]
+    live = None if forced is None else (forced < 0).all(-1, keepdim=True)
+    chosen = None
+    if how.selector is not None and block.last > how.top_k and (live is None or bool(live.any())):
+        scores = how.selector(view, how)
+        if scores.ndim == 2:  # by position alone: the same for every sequence
+            scores = scores.repeat(block.num_rows, 1, 1)
+        view.hide_later(scores)
+        chosen = select_topk(scores, how.top_k)
+    if forced is None or live is None:
+        return chosen
+    if chosen is None:
+        chosen = view.key_pos <= view.query_pos
+    # One column more than there are keys takes the places that mean none.
+    columns = torch.where(forced < 0, block.last, forced).long()
+    mask = columns.new_zeros(*forced.shape[:2], block.last + 1, dtype=torch.bool)
+    return torch.where(live, chosen, mask.scatter_(2, columns, True)[..., :-1])
+
+
+def _empty_record(plan: AttentionPlan, q: Tensor) -> Tensor:
+    num_rows, _, length, _ = q.shape
+    width = length if plan.selection.selector is None else min(plan.selection.top_k, length)
+    if plan.forced is not None:
+        width = max(width, plan.forced.shape[-1])
+    return torch.full((num_rows, length, width), -1, dtype=torch.int32, device=q.device)
+
+
+def _record(block: _Block, record: Tensor) -> None:
+    """Write the places that the block's rows attend to."""
+    target = record[block.rows, block.first : block.last]
+    chosen = block.chosen
+    if chosen is None:
+        ones = torch.ones(target.shape[1], block.last, dtype=torch.bool, device=record.device)
+        chosen = ones.tril(block.first).expand(block.num_rows, -1, -1)
+    sequence, row, place = chosen.nonzero(as_tuple=True)
+    rank = chosen.cumsum(-1, dtype=torch.int32)[sequence, row, place] - 1
+    target[sequence, row, rank.long()] = place.to(record.dtype)
+
+
+def _indexer_loss(view: _View, probs: Tensor, chosen: Tensor | None, gradient: IndexParts | None) -> Tensor:
     """The block's weighted divergence; adds its gradient to `gradient`: over I it is softmax(I) - target."""
-    products, scores, probs, chosen = values
+    block, plan = view.block, view.plan
+    products, scores = view.scored
     assert plan.row_weights is not None
     row_weights = plan.row_weights[block.rows, block.first : block.last, None]
     target = probs.mean(1)
@@ -231,11 +311,11 @@ def _indexer_loss(
         return loss
     rows, seen = slice(block.first, block.last), slice(0, block.last)
     d_scores = guess.sub_(target).mul_(row_weights)
-    weights = index.weights[block.rows, :, rows]
     gradient.weights[block.rows, :, rows] = (products * d_scores[:, None]).sum(-1, keepdim=True)
-    d_products = torch.ops.aten.threshold_backward(d_scores[:, None] * weights, products, 0).flatten(1, 2)
-    queries = index.queries[block.rows, :, rows]
-    d_queries = torch.bmm(d_products, index.keys[block.rows, seen])
-    gradient.queries[block.rows, :, rows] = d_queries.view(queries.shape)
-    _add(gradient.keys[block.rows, seen], torch.bmm(d_products.transpose(1, 2), queries.flatten(1, 2)))
+    d_products = torch.ops.aten.threshold_backward(d_scores[:, None] * view.weights, products, 0).flatten(
+        1, 2
+    )
+    d_queries = torch.bmm(d_products, view.keys)
+    gradient.queries[block.rows, :, rows] = d_queries.view(view.queries.shape)
+    _add(gradient.keys[block.rows, seen], torch.bmm(d_products.transpose(1, 2), view.queries.flatten(1, 2)))
     return loss

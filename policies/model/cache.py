@@ -10,6 +10,18 @@ import torch
 from torch import Tensor
 
 from policies.model.config import ModelConfig
+from policies.model.hashing import bucket_codes, planes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HashedKeys:
+    """The buckets of the cached index keys, kept so that a key is hashed once."""
+
+    codes: Tensor
+    """[layers, slots, max_length, tables] int32."""
+    planes: Tensor
+    """[I, tables * bits], rows in the order of the cached keys' columns."""
+    num_bits: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +30,8 @@ class LatentCache:
     """[layers, slots, max_length, C + R] float32: normalised latent, then the rotated shared key."""
     index_keys: Tensor
     """[layers, slots, max_length, I] float32."""
+    hashed: HashedKeys | None = None
+    """With the selector `lsh`."""
 
     @property
     def num_slots(self) -> int:
@@ -31,6 +45,10 @@ class LatentCache:
         """Store rows at places (slot * max_length + position)."""
         self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
         self.index_keys[layer].view(-1, self.index_keys.shape[-1]).index_copy_(0, places_N, index_keys)
+        if self.hashed is not None:
+            codes = self.hashed.codes[layer]
+            new = bucket_codes(index_keys, self.hashed.planes, self.hashed.num_bits).to(codes.dtype)
+            codes.view(-1, codes.shape[-1]).index_copy_(0, places_N, new)
 
     def write_captured(
         self, layer: int, places_N: Tensor, captured: tuple[Tensor, Tensor], rope_dim: int
@@ -57,7 +75,20 @@ def pair_order(rope_dim: int) -> list[int]:
 
 def allocate_cache(config: ModelConfig, num_slots: int, max_length: int) -> LatentCache:
     shape = (config.num_hidden_layers, num_slots, max_length)
+    hashed = None
+    if config.token_selector == "lsh":
+        cuts = planes(config.selector_seed, config.index_head_dim, config.lsh_tables, config.lsh_bits)
+        order = [
+            *pair_order(config.qk_rope_head_dim),
+            *range(config.qk_rope_head_dim, config.index_head_dim),
+        ]
+        hashed = HashedKeys(
+            codes=torch.zeros(*shape, config.lsh_tables, dtype=torch.int32),
+            planes=cuts[order],
+            num_bits=config.lsh_bits,
+        )
     return LatentCache(
+        hashed=hashed,
         latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim),
         index_keys=torch.zeros(*shape, config.index_head_dim),
     )

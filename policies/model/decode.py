@@ -13,32 +13,21 @@ from torch.nn import functional
 
 from policies.model.attention import Attention
 from policies.model.cache import LatentCache, pair_order
-from policies.model.config import ModelConfig, rope_theta
-from policies.model.decoder import DecoderLayer, WorldsmithForCausalLM
+from policies.model.cached_attention import NewTokens, Queries, SeenPlaces
+from policies.model.config import ModelConfig, rope_theta, selection, yarn
+from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.experts import MoE
-from policies.model.indexer import sum_heads
+from policies.model.layer import DecoderLayer
 from policies.model.rotary import rotary_tables
-from policies.model.selectors import NEVER, SELECTORS, select_topk_indices
 from policies.model.swiglu import grouped_swiglu, swiglu
+
+__all__ = ["FusedDecoder", "NewTokens"]
 
 GATHERED_FLOATS = 4_000_000
 """Attention takes tokens in portions that gather at most so many floats at a time."""
 DENSE_EXPERT_TOKENS = 256
 """Up to here all experts run as one product, zero gates dropping the unchosen; beyond, tokens are sorted."""
 DENSE_EXPERT_LIMIT = 32
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NewTokens:
-    """N tokens to read, several a session at once if need be, each session's in order."""
-
-    ids: Tensor
-    slots: Tensor
-    positions: Tensor
-    num_cached: int
-    """Cached places to look at: at least the largest position + 1."""
-    fewest: int
-    """The smallest position + 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,20 +65,32 @@ class FusedDecoder:
 
     def __init__(self, model: WorldsmithForCausalLM) -> None:
         self.config: ModelConfig = model.config
+        self.how = selection(model.config)
         decoder = model.model
         with torch.no_grad():
             self.embed = decoder.embed_tokens.weight.detach().float()
             self.layers = [_fuse_layer(layer, self.config) for layer in decoder.decoder_layers()]
             self.head = model.lm_head.weight.float() * decoder.norm.weight.float()
 
-    def forward(self, tokens: NewTokens, cache: LatentCache, last_rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the tokens at `last_rows` and the experts of all: [len(last_rows), V] and [N, L, K]."""
+    def forward(
+        self,
+        tokens: NewTokens,
+        cache: LatentCache,
+        last_rows: Tensor,
+        record: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the tokens at `last_rows` and the experts of all: [len(last_rows), V] and [N, L, K].
+
+        Each layer appends the places that it attended to, [N, K] int32 with -1 for none, to `record`.
+        """
         config = self.config
         hidden_ND = functional.embedding(tokens.ids, self.embed)
         turns = _turns(tokens.positions, config)
         used: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            mixed_NHC = self._attention(index, _unit(hidden_ND, config.rms_norm_eps), turns, tokens, cache)
+            queries = self._queries(index, _unit(hidden_ND, config.rms_norm_eps), turns, tokens, cache)
+            seen = SeenPlaces(config, self.how, cache, index, tokens)
+            mixed_NHC = seen.mix(queries, max(1, GATHERED_FLOATS // seen.floats_per_token), record)
             hidden_ND = torch.addmm(hidden_ND, mixed_NHC.flatten(1), layer.out.t())
             if layer.out_bias is not None:
                 hidden_ND += layer.out_bias
@@ -98,17 +99,18 @@ class FusedDecoder:
                 hidden_ND = hidden_ND + swiglu(normed_ND, *layer.mlp)
             else:
                 assert layer.moe is not None
-                out_ND, experts_NK = _experts(layer.moe, normed_ND)
+                forced_NK = None if tokens.routes is None else tokens.routes[:, len(used)]
+                out_ND, experts_NK = _experts(layer.moe, normed_ND, forced_NK)
                 hidden_ND = hidden_ND + out_ND
                 used.append(experts_NK)
         logits = functional.linear(_unit(hidden_ND[last_rows], config.rms_norm_eps), self.head)
         routes = torch.stack(used, 1) if used else hidden_ND.new_zeros(len(hidden_ND), 0, 1, dtype=torch.long)
         return logits, routes
 
-    def _attention(
+    def _queries(
         self, index: int, x_ND: Tensor, turns: Tensor, tokens: NewTokens, cache: LatentCache
-    ) -> Tensor:
-        """Writes the tokens' cache rows, then mixes the selected latents: [N, H, C]."""
+    ) -> Queries:
+        """Writes the tokens' cache rows; what they look for in the cache."""
         config, layer = self.config, self.layers[index]
         rank, rope, index_dim = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
         heads, index_heads = config.num_attention_heads, config.index_n_heads
@@ -124,78 +126,7 @@ class FusedDecoder:
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
         index_q = _turn(index_q.view(-1, index_heads, index_dim), turns[:, None], 0, rope)
-        seen = _Seen(config, cache, index, tokens)
-        portion = max(1, GATHERED_FLOATS // seen.floats_per_token)
-        if len(q) <= portion:
-            return seen.mix(slice(None), q, index_q, index_w)
-        parts = [slice(start, start + portion) for start in range(0, len(q), portion)]
-        return torch.cat([seen.mix(part, q[part], index_q[part], index_w[part]) for part in parts])
-
-
-class _Seen:
-    """The cached places that the new tokens may look at in one layer."""
-
-    def __init__(self, config: ModelConfig, cache: LatentCache, layer: int, tokens: NewTokens) -> None:
-        self.config = config
-        self.tokens = tokens
-        self.latents = cache.latents[layer]
-        self.index_keys = cache.index_keys[layer]
-        # Every slot in order, one token each: the cache itself is the batch, without a copy.
-        self.aligned = len(tokens.slots) == cache.num_slots and bool(
-            (tokens.slots == torch.arange(cache.num_slots)).all()
-        )
-        self.selecting = config.token_selector != "dense" and tokens.num_cached > config.index_topk
-
-    @property
-    def floats_per_token(self) -> int:
-        config, places = self.config, self.tokens.num_cached
-        row = config.kv_lora_rank + config.qk_rope_head_dim
-        if not self.selecting:
-            return places * row
-        return max(places * (config.index_head_dim + config.index_n_heads), config.index_topk * row)
-
-    def mix(self, part: slice, q_NHX: Tensor, index_q: Tensor, index_w: Tensor) -> Tensor:
-        """Attention of some of the tokens over the latents they select: [n, H, C]."""
-        rank = self.config.kv_lora_rank
-        if self.selecting:
-            rows_NKX, hidden_NK = self._selected(part, index_q, index_w)
-        else:
-            rows_NKX = self._places(self.latents, part)
-            hidden_NK = self._later(part) if self.tokens.fewest < self.tokens.num_cached else None
-        logits = torch.bmm(q_NHX, rows_NKX.transpose(1, 2))
-        if hidden_NK is not None:
-            logits.masked_fill_(hidden_NK[:, None], NEVER)
-        return torch.bmm(logits.softmax(-1), rows_NKX[..., :rank])
-
-    def _places(self, stored: Tensor, part: slice) -> Tensor:
-        """[n, places, X] of the tokens' own slots."""
-        window = stored[:, : self.tokens.num_cached]
-        return (
-            window
-            if self.aligned and part == slice(None)
-            else window.index_select(0, self.tokens.slots[part])
-        )
-
-    def _later(self, part: slice) -> Tensor:
-        """[n, places] bool: places after the token."""
-        return torch.arange(self.tokens.num_cached) > self.tokens.positions[part, None]
-
-    def _selected(self, part: slice, index_q: Tensor, index_w: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The selected latents [n, k, X], and which of them are there only to fill the row."""
-        k, length = self.config.index_topk, self.latents.shape[1]
-        positions = self.tokens.positions[part]
-        by_position = SELECTORS[self.config.token_selector]
-        if by_position is None:
-            products = torch.bmm(index_q, self._places(self.index_keys, part).transpose(1, 2)).relu_()
-            scores = sum_heads(products, index_w[..., None])
-        else:
-            scores = by_position(positions[:, None], torch.arange(self.tokens.num_cached))
-        scores.masked_fill_(self._later(part), NEVER)
-        chosen_NK = select_topk_indices(scores, k)
-        flat = (chosen_NK + self.tokens.slots[part, None] * length).flatten()
-        rows = self.latents.view(-1, self.latents.shape[-1]).index_select(0, flat)
-        filler = scores.gather(1, chosen_NK) == NEVER if self.tokens.fewest < k else None
-        return rows.view(*chosen_NK.shape, -1), filler
+        return Queries(main=q, index=index_q, weights=index_w)
 
 
 def _unit(x: Tensor, eps: float) -> Tensor:
@@ -204,7 +135,7 @@ def _unit(x: Tensor, eps: float) -> Tensor:
 
 
 def _turns(positions: Tensor, config: ModelConfig) -> Tensor:
-    cos, sin = rotary_tables(positions, config.qk_rope_head_dim, rope_theta(config))
+    cos, sin = rotary_tables(positions, config.qk_rope_head_dim, rope_theta(config), yarn(config))
     return torch.complex(cos, sin)
 
 
@@ -215,19 +146,19 @@ def _turn(x: Tensor, turns: Tensor, start: int, rope_dim: int) -> Tensor:
     return x
 
 
-def _experts(moe: FusedMoE, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+def _experts(moe: FusedMoE, x_ND: Tensor, forced_NK: Tensor | None) -> tuple[Tensor, Tensor]:
     """Routed and shared experts on normed, unweighted rows: output [N, D], experts [N, K]."""
     router, experts = moe.module.gate, moe.module.experts
     num_experts = len(router.weight)
     if len(x_ND) > DENSE_EXPERT_TOKENS or num_experts > DENSE_EXPERT_LIMIT:
         x_ND = x_ND * moe.norm
-        gates_NK, experts_NK = router(x_ND)
+        gates_NK, experts_NK = router(x_ND, forced_NK)
         routed = grouped_swiglu(x_ND, experts_NK, gates_NK, experts.gate_up_proj, experts.down_proj)
         return routed + moe.module.shared_experts(x_ND), experts_NK
     columns = moe.down.shape[1]
     inner = functional.linear(x_ND, moe.into)
     scores = inner[:, 2 * columns :].sigmoid()
-    experts_NK = router.choose(scores)
+    experts_NK = router.choose_or_take(scores, forced_NK)
     width = experts.down_proj.shape[-1]
     gates = x_ND.new_ones(len(x_ND), columns // width)
     gates[:, :num_experts] = 0.0
@@ -283,7 +214,7 @@ def _absorb(attention: Attention, config: ModelConfig) -> tuple[Tensor, Tensor]:
     q_b = attention.q_b_proj.weight.float().view(heads, attention.qk_head_dim, -1)
     kv_b = attention.kv_b_proj.weight.float().view(heads, nope + config.v_head_dim, -1)
     latent_queries = torch.einsum("hnc,hnq->hcq", kv_b[:, :nope], q_b[:, :nope])
-    queries = torch.cat((latent_queries, q_b[:, nope:]), 1) * attention.qk_head_dim**-0.5
+    queries = torch.cat((latent_queries, q_b[:, nope:]), 1) * attention.scale
     o = attention.o_proj.weight.float().view(-1, heads, config.v_head_dim)
     return queries.flatten(0, 1), torch.einsum("dhv,hvc->dhc", o, kv_b[:, nope:]).flatten(1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from policies.model.config import ModelConfig
-from policies.model.swiglu import grouped_swiglu, swiglu
+from policies.model.swiglu import grouped_swiglu
 
 _ON_DISK = re.compile(r"(?P<stem>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj\.weight")
 
@@ -30,7 +30,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, hidden_ND: Tensor) -> Tensor:
-        return swiglu(hidden_ND, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        # The modules themselves, not their weights, so that an adapter put around them takes part.
+        return self.down_proj(functional.silu(self.gate_proj(hidden_ND)) * self.up_proj(hidden_ND))
 
 
 class Router(nn.Module):
@@ -54,10 +55,20 @@ class Router(nn.Module):
             forced_NK: ids to use instead of the router's own choice; LIVE falls back to it.
         """
         scores_NE = functional.linear(hidden_ND.float(), self.weight.float()).sigmoid()
-        experts_NK = self.choose(scores_NE.detach())
-        if forced_NK is not None:
-            experts_NK = torch.where(forced_NK < 0, experts_NK, forced_NK.to(experts_NK.dtype))
+        experts_NK = self.choose_or_take(scores_NE.detach(), forced_NK)
         return self.weigh(scores_NE, experts_NK), experts_NK
+
+    @torch.no_grad()
+    def count(self, experts_NK: Tensor) -> None:
+        """Add to `load` the tokens that chose each expert."""
+        self.load += torch.bincount(experts_NK.flatten(), minlength=len(self.load))
+
+    def choose_or_take(self, scores_NE: Tensor, forced_NK: Tensor | None) -> Tensor:
+        """The forced ids, and the router's choice where they are LIVE: [N, K] int64."""
+        experts_NK = self.choose(scores_NE)
+        if forced_NK is None:
+            return experts_NK
+        return torch.where(forced_NK < 0, experts_NK, forced_NK.to(experts_NK.dtype))
 
     def choose(self, scores_NE: Tensor) -> Tensor:
         """The ids of the best K by biased score, within the best groups: [N, K] int64."""
@@ -131,7 +142,10 @@ def update_correction_bias(model: nn.Module, step_size: float) -> Tensor:
 
 
 def fuse_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Per-expert tensors as on disk to the stacked ones in memory."""
+    """Per-expert tensors as on disk to the stacked ones in memory; stacked ones pass through.
+
+    Raises ValueError when an expert lacks a matrix that others have.
+    """
     fused: dict[str, Tensor] = {}
     experts: dict[str, dict[tuple[int, str], Tensor]] = {}
     for name, value in tensors.items():
@@ -142,9 +156,17 @@ def fuse_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             experts.setdefault(match["stem"], {})[int(match["expert"]), match["part"]] = value
     for stem, parts in experts.items():
         count = max(expert for expert, _ in parts) + 1
-        gate_up = [torch.cat((parts[e, "gate"], parts[e, "up"])) for e in range(count)]
-        fused[f"{stem}.gate_up_proj"] = torch.stack(gate_up)
-        fused[f"{stem}.down_proj"] = torch.stack([parts[e, "down"] for e in range(count)])
+        kinds = {kind for _, kind in parts}
+        missing = [
+            f"{stem}.{e}.{kind}_proj.weight" for e in range(count) for kind in kinds if (e, kind) not in parts
+        ]
+        if missing or len(kinds & {"gate", "up"}) == 1:
+            raise ValueError(f"experts are incomplete: {', '.join(missing) or stem + ' lacks gate or up'}")
+        if "gate" in kinds:
+            gate_up = [torch.cat((parts[e, "gate"], parts[e, "up"])) for e in range(count)]
+            fused[f"{stem}.gate_up_proj"] = torch.stack(gate_up)
+        if "down" in kinds:
+            fused[f"{stem}.down_proj"] = torch.stack([parts[e, "down"] for e in range(count)])
     return fused
 
 

@@ -31,16 +31,24 @@ class Indexer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [N, H, I], keys [N, I] and head weights [N, H] with both scales in them, all float32."""
         hidden_ND, q_latent = hidden_ND.detach(), q_latent.detach()
-        queries = self.wq_b(q_latent).float().view(-1, self.num_heads, self.head_dim)
+        queries = _float32_at_least(self.wq_b(q_latent)).view(-1, self.num_heads, self.head_dim)
         queries = rotate_halves(queries, cos[:, None], sin[:, None])
         norm = self.k_norm
         keys = functional.layer_norm(
-            self.wk(hidden_ND).float(), (self.head_dim,), norm.weight.float(), norm.bias.float(), norm.eps
+            _float32_at_least(self.wk(hidden_ND)),
+            (self.head_dim,),
+            _float32_at_least(norm.weight),
+            _float32_at_least(norm.bias),
+            norm.eps,
         )
         keys = rotate_halves(keys, cos, sin)
         # Low precision in the head weights is known to change accuracy: float32 input, float32 product.
-        weights = functional.linear(hidden_ND.float(), self.weights_proj.weight.float()) * self.weight_scale
-        return queries, keys, weights
+        weights = functional.linear(_float32_at_least(hidden_ND), _float32_at_least(self.weights_proj.weight))
+        return queries, keys, weights * self.weight_scale
+
+
+def _float32_at_least(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def sum_heads(products: Tensor, weights: Tensor) -> Tensor:

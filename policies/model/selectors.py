@@ -1,12 +1,17 @@
 """How sparse attention chooses the tokens that a query attends to.
 
-A selector gives every (query, key) pair a score; `select_topk` keeps the k best earlier tokens. The order is
-total: the higher score first, then the lower position. Scores of a sum of ReLUs tie at exactly zero all the
-time, so without the second rule a rollout and the trainer would attend to different tokens.
+A selector scores every (query, key) pair that a view shows it; `select_topk` keeps the k best earlier tokens.
+The order is total: the higher score first, then the lower position. Scores of a sum of ReLUs tie at exactly
+zero all the time, so without the second rule a rollout and the trainer would attend to different tokens. A
+query that sees no more than k tokens keeps them all.
+
+Training and decoding each have a view of their own; a selector sees no other difference between them.
 """
 
 import difflib
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,27 +20,101 @@ from torch import Tensor
 NEVER = float("-inf")
 
 
-def _window_scores(query_pos: Tensor, key_pos: Tensor) -> Tensor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """How one model chooses. `selector` is None where every earlier token is kept."""
+
+    selector: "Selector | None"
+    top_k: int
+    seed: int = 0
+    """Of `random` and of `lsh`'s planes."""
+    tables: int = 1
+    bits: int = 1
+    """`lsh`: a table has 2^bits buckets."""
+    window: int = 1
+    """`lsh`: so many latest tokens are candidates whatever their hash."""
+    candidates: int = 1
+    """`lsh`: at most so many candidates a query, the window among them."""
+
+
+class View(Protocol):
+    """What a mode of the forward shows: R queries and S keys. Scores are [..., R, S]; at keys after the query
+    they may hold anything, for the caller to mask.
+    """
+
+    @property
+    def query_pos(self) -> Tensor:
+        """int64, of a shape that goes with [..., R, S]."""
+        ...
+
+    @property
+    def key_pos(self) -> Tensor:
+        """[S] int64."""
+        ...
+
+    def index_scores(self, among: Tensor | None = None) -> Tensor:
+        """The indexer's scores; a view may leave out the pairs that `among` [..., R, S] bool is False for."""
+        ...
+
+    def attention_mass(self) -> Tensor:
+        """The main attention's probabilities over all earlier tokens, summed over heads."""
+        ...
+
+    def hash_votes(self) -> Tensor:
+        """The sum over index heads of head weight x tables in which the query's bucket is the key's."""
+        ...
+
+
+Selector = Callable[[View, Selection], Tensor]
+
+
+def _lightning(view: View, selection: Selection) -> Tensor:
+    """The learned indexer."""
+    return view.index_scores()
+
+
+def _oracle(view: View, selection: Selection) -> Tensor:
+    """What the attention itself looks at: the upper bound, at the price of dense attention."""
+    return view.attention_mass()
+
+
+def _window(view: View, selection: Selection) -> Tensor:
     """The latest tokens win."""
-    return (key_pos - query_pos).to(torch.float32)
+    return (view.key_pos - view.query_pos).to(torch.float32)
 
 
-def _random_scores(query_pos: Tensor, key_pos: Tensor) -> Tensor:
+def _random(view: View, selection: Selection) -> Tensor:
     """A fixed hash of the pair: the lower bound that any learned choice must beat."""
-    mixed = (query_pos * 0x9E3779B1 + key_pos * 0x85EBCA77) & 0x7FFFFFFF
+    mixed = view.query_pos * 0x9E3779B1 + view.key_pos * 0x85EBCA77 + selection.seed * 0xC2B2AE3D
+    mixed = mixed & 0x7FFFFFFF
     mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0x7FFFFFFF
     mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & 0x7FFFFFFF
     return (mixed ^ (mixed >> 15)).to(torch.float32)
 
 
-PositionScores = Callable[[Tensor, Tensor], Tensor]
+def _lsh(view: View, selection: Selection) -> Tensor:
+    """Candidates by hash, then the indexer's exact scores among them.
 
-# None: no scores from positions; "lightning" asks the indexer, "dense" keeps everything.
-SELECTORS: dict[str, PositionScores | None] = {
-    "lightning": None,
+    A candidate is in the recent window, or the heads that share a bucket with it weigh more for it than
+    against. Of too many, those with the most votes stay. The others are never chosen, so a row may keep fewer
+    than k.
+    """
+    votes = view.hash_votes()
+    age = view.query_pos - view.key_pos
+    votes = votes.masked_fill(votes <= 0, NEVER)
+    votes = votes.masked_fill((age >= 0) & (age < selection.window), float("inf")).masked_fill(age < 0, NEVER)
+    candidates = select_topk(votes, selection.candidates) | (view.query_pos < selection.top_k)
+    return view.index_scores(candidates).masked_fill(~candidates, NEVER)
+
+
+# None keeps everything.
+SELECTORS: dict[str, Selector | None] = {
+    "lightning": _lightning,
     "dense": None,
-    "window": _window_scores,
-    "random": _random_scores,
+    "oracle": _oracle,
+    "lsh": _lsh,
+    "window": _window,
+    "random": _random,
 }
 
 

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 from policies.model import blockwise
+from policies.model.attention import Attention, LayerInputs
 from policies.model.blockwise import AttentionPlan, IndexParts, block_attention
+from policies.model.config import tiny_config
 from policies.model.indexer import index_scores, indexer_loss_rows
-from policies.model.selectors import NEVER, select_topk
+from policies.model.packing import pack
+from policies.model.rotary import rotary_tables, rotate_neighbours
+from policies.model.selectors import NEVER, SELECTORS, Selection, select_topk
 
 B, H, T, D, V, INDEX_HEADS, INDEX_DIM = 3, 2, 13, 6, 4, 2, 5
 
@@ -34,8 +38,8 @@ def plain_attention(leaves: list[Tensor], plan: AttentionPlan) -> tuple[Tensor, 
     causal = torch.ones(T, T, dtype=torch.bool).tril()
     scores = index_scores(index_q.transpose(1, 2), index_k, index_w.squeeze(-1).transpose(1, 2))
     allowed = causal.expand(B, T, T)
-    if plan.top_k is not None:
-        allowed = select_topk(scores.detach().masked_fill(~causal, NEVER), plan.top_k)
+    if plan.selection.selector is not None:
+        allowed = select_topk(scores.detach().masked_fill(~causal, NEVER), plan.selection.top_k)
     logits = q @ k.transpose(2, 3) * plan.scale
     probs = logits.masked_fill(~allowed[:, None], NEVER).softmax(-1)
     loss = q.new_zeros(())
@@ -59,7 +63,8 @@ def test_blocks_equal_the_plain_definition(
     monkeypatch.setattr(blockwise, "KEPT_FLOATS", kept_floats)
     row_weights = torch.rand(B, T, dtype=torch.float64)
     row_weights[1, 9:] = 0.0  # padding
-    plan = AttentionPlan(scale=0.4, top_k=top_k, indexer_loss=mode, row_weights=row_weights)
+    how = Selection(selector=None if top_k is None else SELECTORS["lightning"], top_k=top_k or 0)
+    plan = AttentionPlan(scale=0.4, selection=how, indexer_loss=mode, row_weights=row_weights)
     leaves = make_leaves(0)
     upstream = torch.randn(B, H, T, V, dtype=torch.float64)
     results = []
@@ -67,19 +72,57 @@ def test_blocks_equal_the_plain_definition(
         lambda: block_attention(leaves[0], leaves[1], leaves[2], index_parts(leaves), plan),
         lambda: plain_attention(leaves, plan),
     ):
-        mixed, loss = run()
+        mixed, loss = run()[:2]
         total = (mixed * upstream).sum() + 3.0 * loss
         grads = torch.autograd.grad(total, leaves, allow_unused=True)
         results.append([mixed, loss, *(torch.zeros(1) if g is None else g for g in grads)])
     for ours, theirs in zip(*results, strict=True):
-        assert torch.allclose(ours, theirs.to(ours.dtype), atol=1e-9)
+        assert torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["sparse", "dense"])
+def test_every_parameter_of_an_indexer_learns_as_plain_autograd_has_it_in_float64(mode: str) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(32, index_topk=3, hidden_size=24, index_n_heads=3)
+    attention = Attention(config).double()
+    for parameter in attention.parameters():
+        parameter.data.normal_(std=0.3)
+    # 16 tokens: the rows' weight, 1 / 16, is a float32 without rounding.
+    hidden_ND = torch.randn(16, 24, dtype=torch.float64)
+    batch = pack(2, 8, None, hidden_ND.device)
+    row_cos, row_sin = rotary_tables(torch.arange(8), 16, 100.0)
+    cos, sin = row_cos[batch.positions], row_sin[batch.positions]
+    inputs = LayerInputs(batch=batch, cos=cos, sin=sin, row_cos=row_cos, row_sin=row_sin, indexer_loss=mode)
+    _, loss, _ = attention(hidden_ND, inputs)
+    assert loss is not None
+    ours = torch.autograd.grad(loss, list(attention.indexer.parameters()))
+
+    q_latent = attention.q_a_layernorm(attention.q_a_proj(hidden_ND))
+    scores = index_scores(*(x.unflatten(0, (2, 8)) for x in attention.indexer(hidden_ND, q_latent, cos, sin)))
+    causal = torch.ones(8, 8, dtype=torch.bool).tril().expand(2, 8, 8)
+    allowed = causal if mode == "dense" else select_topk(scores.detach().masked_fill(~causal, NEVER), 3)
+    latent, k_rope = attention.kv_a_proj_with_mqa(hidden_ND).split([64, 16], dim=-1)
+    k_rope = rotate_neighbours(k_rope, cos, sin)
+    queries, keys, _ = attention._heads(q_latent, attention.kv_a_layernorm(latent), k_rope, inputs)
+    logits = (queries @ keys.transpose(2, 3)) * 48**-0.5
+    target = logits.masked_fill(~allowed[:, None], NEVER).softmax(-1).mean(1).detach()
+    expected = indexer_loss_rows(scores, target, allowed).mean()
+    assert torch.allclose(loss, expected, rtol=1e-12, atol=0)
+    for got, wanted in zip(
+        ours, torch.autograd.grad(expected, list(attention.indexer.parameters())), strict=True
+    ):
+        assert wanted.abs().max() > 0
+        assert torch.allclose(got, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_a_loss_on_its_own_gives_the_main_path_no_gradient() -> None:
     leaves = make_leaves(1)
     plan = AttentionPlan(
-        scale=0.4, top_k=4, indexer_loss="sparse", row_weights=torch.ones(B, T, dtype=torch.float64)
+        scale=0.4,
+        selection=Selection(selector=SELECTORS["lightning"], top_k=4),
+        indexer_loss="sparse",
+        row_weights=torch.ones(B, T, dtype=torch.float64),
     )
-    _, loss = block_attention(leaves[0], leaves[1], leaves[2], index_parts(leaves), plan)
+    _, loss, _ = block_attention(leaves[0], leaves[1], leaves[2], index_parts(leaves), plan)
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     assert [g is None for g in grads] == [True] * 3 + [False] * 3

@@ -11,6 +11,8 @@ from policies.model.experts import routers
 from policies.replay import pad_routes
 
 STOP = 5
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 16}
+YARN |= {"mscale": 1.0, "mscale_all_dim": 1.0}
 
 
 def make_model(seed: int = 0, **overrides) -> WorldsmithForCausalLM:
@@ -70,6 +72,9 @@ def assert_agrees_with_the_trainer(model: WorldsmithForCausalLM, record: Session
         {"token_selector": "dense"},
         {"token_selector": "window"},
         {"token_selector": "random"},
+        {"token_selector": "oracle"},
+        {"token_selector": "lsh", "lsh_tables": 4, "lsh_bits": 3, "lsh_window": 2},
+        {"rope_parameters": YARN},
         {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "attention_bias": True},
         {"first_k_dense_replace": 0, "v_head_dim": 24, "n_shared_experts": 2, "tie_word_embeddings": True},
         {"index_n_heads": 1, "index_topk": 3},

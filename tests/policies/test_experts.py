@@ -8,6 +8,7 @@ from torch.nn import functional
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.experts import (
+    MLP,
     Router,
     expert_loads,
     fuse_experts,
@@ -135,3 +136,28 @@ def test_experts_split_for_the_disk_and_fuse_again() -> None:
     assert torch.equal(split["a.mlp.experts.2.up_proj.weight"], state["a.mlp.experts.gate_up_proj"][2, 2:])
     assert fuse_experts(split).keys() == state.keys()
     assert all(torch.equal(fuse_experts(split)[name], state[name]) for name in state)
+
+
+def test_an_expert_without_all_its_matrices_is_named() -> None:
+    split = split_experts({"a.mlp.experts.gate_up_proj": torch.randn(3, 4, 2)})
+    assert fuse_experts(split).keys() == {"a.mlp.experts.gate_up_proj"}  # the others may be stacked already
+    del split["a.mlp.experts.1.up_proj.weight"]
+    with pytest.raises(ValueError, match=r"experts are incomplete: a\.mlp\.experts\.1\.up_proj\.weight$"):
+        fuse_experts(split)
+
+
+def test_an_adapter_around_a_projection_takes_part() -> None:
+    class Doubled(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    layer = WorldsmithForCausalLM(tiny_config(32)).model.decoder_layers()[0]
+    assert isinstance(layer.mlp, MLP)
+    x = torch.randn(3, 128)
+    before = layer.mlp(x)
+    layer.mlp.up_proj = Doubled(layer.mlp.up_proj)  # pyright: ignore[reportAttributeAccessIssue]
+    assert torch.allclose(layer.mlp(x), 2 * before)

@@ -34,7 +34,7 @@ def test_changed_share_ignores_order_and_missing_tokens() -> None:
 
 def test_records_that_do_not_fit_are_refused() -> None:
     record = np.zeros((3, 1, 2), np.uint8)
-    with pytest.raises(ValueError, match="3 routed tokens at column 2 exceed 4 columns"):
+    with pytest.raises(ValueError, match="3 recorded tokens at column 2 exceed 4 columns"):
         pad_routes([record], num_columns=4, offsets=[2])
     with pytest.raises(ValueError, match="share one"):
         pad_routes([record, np.zeros((3, 2, 2), np.uint8)], num_columns=4, offsets=[0, 0])

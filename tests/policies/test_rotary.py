@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from policies.model.rotary import rotary_tables, rotate_halves, rotate_neighbours
+from policies.model.rotary import Yarn, rotary_tables, rotate_halves, rotate_neighbours
 
 
 def test_neighbours_turn_x0_with_x1_and_halves_turn_x0_with_x2() -> None:
@@ -39,3 +39,21 @@ def test_products_depend_on_the_distance_alone(rotate) -> None:
 
     assert product(9, 4) == pytest.approx(product(25, 20), abs=1e-5)
     assert abs(product(9, 4) - product(9, 5)) > 1e-3
+
+
+def test_yarn_divides_slow_frequencies_leaves_fast_ones_and_scales_both() -> None:
+    stretch = Yarn(
+        factor=8.0,
+        original_length=100.0,
+        beta_fast=4.0,
+        beta_slow=1.0,
+        attention_factor=0.5,
+        truncate=True,
+        logit_factor=1.0,
+    )
+    # Dimension d turns 100 / (2 pi) * 100^(-d / 4) times: 4 times at d = 4 ln(100 / 8 pi) / (2 ln 100) = 0.6,
+    # once at 1.2. The ramp goes from 0 to 2: the first frequency is left, the second half divided.
+    cos, sin = rotary_tables(torch.tensor([1]), 4, 100.0, stretch)
+    second = 0.1 * (0.5 / 8 + 0.5)
+    assert cos[0].tolist() == pytest.approx([0.5 * math.cos(1), 0.5 * math.cos(second)])
+    assert sin[0].tolist() == pytest.approx([0.5 * math.sin(1), 0.5 * math.sin(second)])

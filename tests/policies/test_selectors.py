@@ -1,10 +1,14 @@
 """The total order of the sparse selection, against a slow stable sort."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from policies.model.selectors import NEVER, SELECTORS, select_topk, select_topk_indices
+from policies.model.hashing import bucket_codes, bucket_votes, planes
+from policies.model.selectors import NEVER, SELECTORS, Selection, select_topk, select_topk_indices
 
 
 def slow_choice(scores: Tensor, k: int) -> Tensor:
@@ -49,11 +53,78 @@ def test_choice_equals_a_stable_sort_whatever_the_ties(k: int, seed: int) -> Non
         assert all(len(set(row)) == k for row in places.tolist())
 
 
-def test_window_keeps_the_latest_and_random_is_a_fixed_hash() -> None:
-    window, random = SELECTORS["window"], SELECTORS["random"]
-    assert window is not None
-    assert random is not None
-    queries, keys = torch.tensor([[5]]), torch.arange(6)
-    assert select_topk(window(queries, keys), 2).tolist() == [[False] * 4 + [True] * 2]
-    assert torch.equal(random(queries, keys), random(queries, keys))
-    assert not torch.equal(random(queries, keys), random(queries + 1, keys))
+class Pairs:
+    """A view of hand-made scores: one query at each of the last positions."""
+
+    def __init__(self, scores: Tensor, votes: Tensor | None = None) -> None:
+        self.scores, self.votes = scores, votes
+        self.key_pos = torch.arange(scores.shape[1])
+        self.query_pos = self.key_pos[-scores.shape[0] :, None]
+
+    def index_scores(self, among: Tensor | None = None) -> Tensor:
+        return self.scores.clone()
+
+    def attention_mass(self) -> Tensor:
+        return self.scores + 100
+
+    def hash_votes(self) -> Tensor:
+        assert self.votes is not None
+        return self.votes
+
+
+def keep(name: str, view: Pairs, **options: int) -> list[list[int]]:
+    selector = SELECTORS[name]
+    assert selector is not None
+    how = Selection(selector=selector, **({"top_k": 2} | options))
+    scores = selector(view, how)
+    scores = scores.masked_fill(view.key_pos > view.query_pos, NEVER)
+    return [row.nonzero().squeeze(1).tolist() for row in select_topk(scores, how.top_k)]
+
+
+def test_window_keeps_the_latest_and_lightning_the_best() -> None:
+    view = Pairs(torch.tensor([[5.0, 1.0, 3.0, 2.0, 9.0], [0.0, 1.0, 0.0, 0.0, 0.0]]))
+    assert keep("window", view) == [[2, 3], [3, 4]]
+    assert keep("lightning", view) == [[0, 2], [0, 1]]  # 9.0 lies ahead; ties go to the lower position
+    assert keep("oracle", view) == [[0, 2], [0, 1]]
+
+
+def test_random_depends_on_the_pair_and_the_seed_alone() -> None:
+    view = Pairs(torch.zeros(40, 40))
+    assert keep("random", view) == keep("random", view)
+    assert keep("random", view, seed=1) != keep("random", view)
+    assert keep("random", Pairs(torch.zeros(3, 40))) == keep("random", view)[-3:]
+    assert sorted({place for row in keep("random", view) for place in row})[-1] > 30
+
+
+def test_lsh_ranks_candidates_by_score_and_keeps_nobody_else() -> None:
+    scores = torch.tensor([[9.0, 8.0, 1.0, 2.0, 7.0, -3.0, -4.0]])
+    votes = torch.tensor([[0.0, -1.0, 3.0, 1.0, 2.0, 0.0, 0.0]])
+    # The best two scores have no votes, or are spoken against; position 6 is the window.
+    assert keep("lsh", Pairs(scores, votes), window=1, candidates=9) == [[3, 4]]
+    # Two candidates beside the window: those with the most votes.
+    assert keep("lsh", Pairs(scores, votes), window=1, candidates=3) == [[2, 4]]
+    assert keep("lsh", Pairs(scores, votes), window=2, candidates=2) == [[5, 6]]
+    assert keep("lsh", Pairs(scores, torch.zeros(1, 7)), window=1, candidates=9) == [[6]]  # fewer than k
+    # Queries that see no more than k tokens keep them all, whatever their hash.
+    early = Pairs(torch.zeros(4, 4), torch.zeros(4, 4))
+    assert keep("lsh", early, top_k=3, window=1, candidates=9) == [[0], [0, 1], [0, 1, 2], [3]]
+
+
+def test_buckets_are_those_of_the_seed_in_every_process() -> None:
+    cuts = planes(7, 3, 2, 2)
+    assert cuts.shape == (3, 4)
+    code = "from policies.model.hashing import planes; print(planes(7, 3, 2, 2).tolist())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == str(cuts.tolist())
+    assert not torch.equal(planes(8, 3, 2, 2), cuts)
+    x = torch.tensor([1.0, -2.0, 0.5])
+    signs = (x @ cuts > 0).tolist()
+    assert bucket_codes(x, cuts, 2).tolist() == [signs[0] + 2 * signs[1], signs[2] + 2 * signs[3]]
+
+
+def test_votes_weigh_shared_buckets_by_head() -> None:
+    query_codes = torch.tensor([[[[1, 0]], [[1, 3]]]])  # one sequence, two heads, one query, two tables
+    weights = torch.tensor([[[0.5], [-2.0]]])
+    key_codes = torch.tensor([[[1, 0], [1, 3], [0, 3], [2, 2]]])
+    # Key 0: both heads in table 0, head 0 in table 1; key 1: both in table 0, head 1 in table 1; ...
+    assert bucket_votes(query_codes, weights, key_codes, 2).tolist() == [[[-1.0, -3.5, -2.0, 0.0]]]

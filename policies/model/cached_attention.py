@@ -1,0 +1,179 @@
+"""Absorbed attention of new tokens over the cached places that they select."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policies.model.cache import LatentCache
+from policies.model.config import ModelConfig
+from policies.model.hashing import bucket_codes, bucket_votes
+from policies.model.indexer import sum_heads
+from policies.model.selectors import NEVER, Selection, select_topk_indices
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewTokens:
+    """N tokens to read, several a session at once if need be, each session's in order."""
+
+    ids: Tensor
+    slots: Tensor
+    positions: Tensor
+    num_cached: int
+    """Cached places to look at: at least the largest position + 1."""
+    fewest: int
+    """The smallest position + 1."""
+    routes: Tensor | None = None
+    """[N, L, K] experts to use in the L mixture layers; negative: the router chooses."""
+    selected: Tensor | None = None
+    """[N, L, K] places to attend to in all L layers, -1 for none; a token with only -1 chooses itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queries:
+    """What N tokens look for: [N, H, C + R] absorbed, [N, Hi, I] of the indexer, its head weights [N, Hi]."""
+
+    main: Tensor
+    index: Tensor
+    weights: Tensor
+
+    def part(self, rows: slice) -> "Queries":
+        return Queries(main=self.main[rows], index=self.index[rows], weights=self.weights[rows])
+
+
+class SeenPlaces:
+    """The cached places that the new tokens may look at in one layer."""
+
+    def __init__(
+        self, config: ModelConfig, how: Selection, cache: LatentCache, layer: int, tokens: NewTokens
+    ) -> None:
+        self.config, self.how, self.cache, self.layer, self.tokens = config, how, cache, layer, tokens
+        self.latents = cache.latents[layer]
+        # Every slot in order, one token each: the cache itself is the batch, without a copy.
+        self.aligned = len(tokens.slots) == cache.num_slots and bool(
+            (tokens.slots == torch.arange(cache.num_slots)).all()
+        )
+        self.selecting = self.how.selector is not None and tokens.num_cached > self.how.top_k
+        self.forced = None if tokens.selected is None else tokens.selected[:, layer]
+
+    @property
+    def floats_per_token(self) -> int:
+        config, places = self.config, self.tokens.num_cached
+        row = config.kv_lora_rank + config.qk_rope_head_dim
+        if not self.selecting:
+            return places * row
+        if config.token_selector == "oracle":
+            return places * (row + config.num_attention_heads)
+        return max(places * (config.index_head_dim + config.index_n_heads), config.index_topk * row)
+
+    def mix(self, queries: Queries, portion: int, record: list[Tensor] | None) -> Tensor:
+        """Attention over the latents that each token selects, `portion` tokens at a time: [N, H, C]."""
+        count = len(queries.main)
+        if count <= portion:
+            parts = [slice(None)]
+        else:
+            parts = [slice(start, start + portion) for start in range(0, count, portion)]
+        mixed, places = [], []
+        for part in parts:
+            view = _View(self, part, queries.part(part))
+            mixed.append(self._mix(view, places if record is not None else None))
+        if record is not None:
+            record.append(torch.cat(places))
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+
+    def _mix(self, view: "_View", record: list[Tensor] | None) -> Tensor:
+        chosen = self._choose(view) if self.selecting else None
+        if self.forced is not None:
+            chosen = self._force(view, chosen, self.forced[view.part])
+        if chosen is None:
+            rows_NKX = self.places(self.latents, view.part)
+            filler = view.later() if self.tokens.fewest < self.tokens.num_cached else None
+        else:
+            places_NK, filler = chosen
+            flat = (places_NK + self.tokens.slots[view.part, None] * self.latents.shape[1]).flatten()
+            rows = self.latents.view(-1, self.latents.shape[-1]).index_select(0, flat)
+            rows_NKX = rows.view(*places_NK.shape, -1)
+        if record is not None:
+            places_NK = view.key_pos.expand(len(view.queries.main), -1) if chosen is None else chosen[0]
+            known = places_NK if filler is None else places_NK.masked_fill(filler, -1)
+            record.append(known.to(torch.int32))
+        logits = torch.bmm(view.queries.main, rows_NKX.transpose(1, 2))
+        if filler is not None:
+            logits.masked_fill_(filler[:, None], NEVER)
+        return torch.bmm(logits.softmax(-1), rows_NKX[..., : self.config.kv_lora_rank])
+
+    def _choose(self, view: "_View") -> tuple[Tensor, Tensor | None]:
+        """The places [n, K] that the selector chooses, and which of them only fill the row."""
+        assert self.how.selector is not None
+        scores = self.how.selector(view, self.how)
+        scores.masked_fill_(view.later(), NEVER)
+        places_NK = select_topk_indices(scores, self.how.top_k)
+        # Only a token with few earlier ones, or few candidates, keeps fewer than k.
+        short = self.tokens.fewest < self.how.top_k or self.config.token_selector == "lsh"
+        return places_NK, scores.gather(1, places_NK) == NEVER if short else None
+
+    def _force(
+        self, view: "_View", own: tuple[Tensor, Tensor | None] | None, forced_NK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The places to use: the forced ones, or its own for a token that has none."""
+        if own is None:
+            own = view.key_pos.expand(len(forced_NK), -1), view.later()
+        own_NK = own[0] if own[1] is None else own[0].masked_fill(own[1], -1)
+        width = max(own_NK.shape[1], forced_NK.shape[1])
+        own_NK, forced_NK = (
+            torch.nn.functional.pad(places, (0, width - places.shape[1]), value=-1)
+            for places in (own_NK, forced_NK.to(own_NK.dtype))
+        )
+        places_NK = torch.where((forced_NK < 0).all(-1, keepdim=True), own_NK, forced_NK)
+        return places_NK.clamp(min=0), places_NK < 0
+
+    def places(self, stored: Tensor, part: slice) -> Tensor:
+        """[n, places, X] of the tokens' own slots."""
+        window = stored[:, : self.tokens.num_cached]
+        return (
+            window
+            if self.aligned and part == slice(None)
+            else window.index_select(0, self.tokens.slots[part])
+        )
+
+
+class _View:
+    """Some of the new tokens as a selector sees them: one query each, so that scores are [n, S]."""
+
+    def __init__(self, seen: SeenPlaces, part: slice, queries: Queries) -> None:
+        self.seen, self.part, self.queries = seen, part, queries
+        self.query_pos = seen.tokens.positions[part, None]
+        self.key_pos = torch.arange(seen.tokens.num_cached)
+
+    def later(self) -> Tensor:
+        """[n, S] bool: places after the token."""
+        return self.key_pos > self.query_pos
+
+    def index_scores(self, among: Tensor | None = None) -> Tensor:
+        """Products are computed for the pairs in `among` only; the others score -inf."""
+        index_keys = self.seen.places(self.seen.cache.index_keys[self.seen.layer], self.part)
+        weights = self.queries.weights[..., None]
+        if among is None:
+            products = torch.bmm(self.queries.index, index_keys.transpose(1, 2)).relu_()
+            return sum_heads(products, weights)
+        among = among & ~self.later()
+        most = int(among.sum(-1).max())
+        pairs = torch.where(among, 0.0, NEVER)
+        places_NC = select_topk_indices(pairs, most)
+        keys_NCI = index_keys.gather(1, places_NC[..., None].expand(-1, -1, index_keys.shape[-1]))
+        products = torch.bmm(self.queries.index, keys_NCI.transpose(1, 2)).relu_()
+        scores = sum_heads(products, weights) + pairs.gather(1, places_NC)
+        return torch.full_like(pairs, NEVER).scatter_(1, places_NC, scores)
+
+    def attention_mass(self) -> Tensor:
+        latents = self.seen.places(self.seen.latents, self.part)
+        logits = torch.bmm(self.queries.main, latents.transpose(1, 2))
+        return logits.masked_fill_(self.later()[:, None], NEVER).softmax(-1).sum(1)
+
+    def hash_votes(self) -> Tensor:
+        hashed = self.seen.cache.hashed
+        assert hashed is not None
+        query_codes = bucket_codes(self.queries.index, hashed.planes, hashed.num_bits)
+        key_codes = self.seen.places(hashed.codes[self.seen.layer], self.part).long()
+        weights = self.queries.weights[..., None]
+        return bucket_votes(query_codes[:, :, None], weights, key_codes, hashed.num_bits).squeeze(1)
