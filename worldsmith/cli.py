@@ -47,6 +47,7 @@ COMMANDS = {
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),
     "view": Command("worldsmith.view", "pages to read a run's trajectories"),
+    "plan": Command("worldsmith.plan_command", "what a model costs before it is trained or served"),
     "sandbox": Command("worldsmith.sandbox_command", "run one command in a fresh box"),
     "images": Command("worldsmith.images_command", "make the base images of the boxes"),
 }
