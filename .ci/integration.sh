@@ -12,6 +12,8 @@ fi
 
 .ci/docker.sh
 .venv/bin/worldsmith images build
+# A peer's environment, in which its own checks judge our boxes; made once, outside the checkout.
+.venv/bin/python tests/conformance/peers.py inspect-ai >/dev/null
 
 # pytest exits with 5 when it ran no test; that fails here as any other code does.
 .venv/bin/python -m pytest -m "(docker or integration or browser or slow) and not gpu" "$@"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.sandbox import cgroups, docker_engine, namespaces
+from envs.sandbox import cgroups, docker_engine, leases, namespaces
 from envs.sandbox.contract import Capabilities, Limits, Sandbox, SandboxError
 from envs.sandbox.probes import ATTACKS, probe
 from envs.sandbox.trusted_process import trusted_process_box
@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of stdout")
-    parser.add_argument("--reap", action="store_true", help="only remove boxes that a dead run left behind")
+    parser.add_argument(
+        "--reap", action="store_true", help="only remove boxes whose run is dead or whose lease is over"
+    )
     try:
         options = parser.parse_args(argv)
     except SystemExit as error:
@@ -172,7 +174,7 @@ def _table(tiers: list[Tier], machine: dict[str, Any], advice: list[str]) -> str
 
 
 def _reap(*, as_json: bool) -> int:
-    removed = cgroups.remove_left()
+    removed = leases.reap_files() + cgroups.remove_left()
     try:
         removed += docker_engine.reap()
     except SandboxError as error:

@@ -1,7 +1,9 @@
 """Make or pull the base image of Docker boxes.
 
-Asks the registry that the engine knows; where none answers, builds the same content from Debian's packages
-with debootstrap (as root) and keeps it outside the tree, so that a second build takes seconds.
+Asks the registry that the engine knows, by digest; where none answers, builds an image from Debian's packages
+with debootstrap (as root) and keeps it outside the tree, so that a second build takes seconds. An image that
+is there already is tried, and made anew where it does not run. Exits with 0 when the image runs Python, 2 on
+bad usage, 3 when no image could be had.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
             cache, log=lambda line: print(line, file=sys.stderr), use_registry=not options.no_registry
         )
     except (SandboxUnavailableError, OSError) as error:
-        print(f"{COMMAND}: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {' '.join(str(error).split())}", file=sys.stderr)
         return 3
     if options.json:
         print(

@@ -140,16 +140,21 @@ def _create_v2(box: str, limits: Limits, own: str) -> BoxCgroup | None:
     return None
 
 
+def is_folder_of(folder: Path, box: str) -> bool:
+    """Whether a path names a group that `create` could have made for this box."""
+    return folder.is_relative_to(ROOT) and ".." not in folder.parts and folder.parts[-2:] == (PARENT, box)
+
+
 def remove_left() -> list[str]:
-    """Remove groups whose maker (the process in `ns-PID-...`) is dead, and what still runs in them."""
+    """Remove groups that hold no process and whose maker (PID in `ns-PID-...`) is gone; their names."""
     removed = set()
     for controller, path in _own_groups().items():
         for base in {ROOT / controller / path, ROOT / path, ROOT}:
             for folder in (base / PARENT).glob("ns-*"):
                 maker = folder.name.split("-")[1]
                 if not Path(f"/proc/{maker}").exists():
-                    group = BoxCgroup(folders=(folder,))
-                    group.kill()
-                    group.remove()
-                    removed.add(folder.name)
+                    # Nothing is killed: the maker may live in another PID namespace. rmdir spares what runs.
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+                        removed.add(folder.name)
     return sorted(removed)

@@ -79,7 +79,7 @@ def _choose_isolating(tier: str, limits: Limits, image: str, runtime: str | None
         if fault is None:
             return ChosenTier(
                 tier="namespaces",
-                why=f"{namespaces.default_launcher()}; {why}",
+                why=f"{namespaces.describe()}; {why}",
                 make=lambda: namespaces.namespaces_box(limits),
             )
         faults["namespaces"] = fault

@@ -111,6 +111,21 @@ class ExecResult:
         return self.stdout_cut_bytes + self.stderr_cut_bytes
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """The files of a box at a moment, for a box of the same tier and image. Made in one box and read in one.
+
+    The host never unpacks it: to the host it is bytes that somebody else's code may have chosen.
+    """
+
+    data: bytes
+
+    @property
+    def digest(self) -> str:
+        """The same for the same paths, modes, times and contents."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
 class Sandbox(Protocol):
     """One box. Not for use by two threads at once; two boxes are independent of each other."""
 
@@ -140,6 +155,7 @@ class Sandbox(Protocol):
     ) -> ExecResult:
         """Run one command to its end and leave no process of it behind.
 
+        Every command has the box's one unprivileged user: there is no other that it could become.
         The call returns when the command's first process ends, even if a child of it still holds stdout;
         every process that it left is then killed, daemons included.
 
@@ -171,6 +187,37 @@ class Sandbox(Protocol):
         """Write one file whole as the box's own user, making its parent folders.
 
         A full box raises OSError (ENOSPC) and the file may then be there in part.
+        """
+        ...
+
+    def mark_pristine(self) -> bool:
+        """Make a box that `reset` and `snapshot` work on; before its first command, else ValueError.
+
+        False where a box of this tier or image could not be proved clean; it is as good as any other for one
+        episode.
+        """
+        ...
+
+    def snapshot(self, *, max_bytes: int = 64 << 20) -> Snapshot:
+        """All files, folders and links that the box's user has made; needs `mark_pristine`.
+
+        Modes and times are kept, hard links become copies, pipes and sockets are left out, processes do not
+        take part (no call leaves any). Past `max_bytes` FileTooLargeError; what the box's own user may not
+        read is a PermissionError.
+        """
+        ...
+
+    def reset(self, to: Snapshot | None = None) -> None:
+        """Put the box back to its start, prove it, and then write the files of `to`; needs `mark_pristine`.
+
+        Ends processes, empties every place that the box's user can write, removes System V IPC, keys and
+        attributes; canaries are planted and must go too; then sizes, lists and limits that the kernel keeps
+        must be the same as at the start. Counters of the kernel (such as packets over the loopback or the
+        next process id) are not set back.
+
+        Raises:
+            SandboxLostError: the box could not be proved clean, or was lost; it is closed.
+            OSError: it was clean, but not all files of `to` could be written, as where they do not fit.
         """
         ...
 

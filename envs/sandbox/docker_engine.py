@@ -1,8 +1,10 @@
 """The `docker` tier: one hardened container per box, driven through the Engine API.
 
-Two users share a container: its main process (`sleep`, which ends the box when the lease does) has one, the
-executor and its commands have another, so that no command can end the box by killing everything it may.
-All talk goes over one long-lived exec; nothing is copied in or out through the engine.
+Two users share a container: its main process has one, the executor and its commands have another, so that no
+command can end the box by killing everything it may. The main process waits for the end of its stdin, which
+this process holds: when this one is killed, the engine closes that stdin and the container ends and removes
+itself, as it does when the lease is over. All talk goes over one long-lived exec; nothing is copied in or out
+through the engine.
 """
 
 import contextlib
@@ -12,8 +14,6 @@ import select
 import socket
 import struct
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import docker
@@ -31,12 +31,12 @@ from envs.sandbox.contract import (
 from envs.sandbox.executor_client import bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
 from envs.sandbox.images import BASE_IMAGE, ENGINE_ERRORS, connect, preflight
+from envs.sandbox.leases import DEFAULT_LEASE_S, Owner, is_over
 
 MAIN_USER, COMMAND_USER = 65533, 65534
 LABEL = "worldsmith.box"
 OWNER_LABEL = "worldsmith.owner"
 EXPIRES_LABEL = "worldsmith.expires"
-DEFAULT_LEASE_S = 4 * 3600
 MUX_HEADER = struct.Struct(">BxxxI")
 
 
@@ -90,46 +90,17 @@ def engine_version() -> str | None:
         client.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """A process of a machine since a moment, so that another one with the same number is not taken for it."""
-
-    boot: str
-    pid: int
-    start: int
-
-    @classmethod
-    def current(cls) -> "Owner":
-        return cls(_boot(), os.getpid(), _start_time(os.getpid()) or 0)
-
-    @classmethod
-    def parse(cls, text: str) -> "Owner | None":
-        parts = text.split(":")
-        if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
-            return None
-        return cls(parts[0], int(parts[1]), int(parts[2]))
-
-    def __str__(self) -> str:
-        return f"{self.boot}:{self.pid}:{self.start}"
-
-    def is_known_dead(self) -> bool:
-        """False also where this machine cannot know, as for a process of another one."""
-        return self.boot == _boot() and _start_time(self.pid) != self.start
-
-
 def reap() -> list[str]:
     """Remove boxes whose owner is dead or whose lease is over; the names of what was removed."""
     client = connect()
     removed = []
     try:
         for container in client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
-            owner = Owner.parse(container.labels.get(OWNER_LABEL, ""))
-            expires = container.labels.get(EXPIRES_LABEL, "0")
-            is_over = not expires.isdigit() or int(expires) < time.time()
-            if is_over or owner is None or owner.is_known_dead():
+            labels = container.labels
+            if is_over(labels.get(OWNER_LABEL, ""), labels.get(EXPIRES_LABEL, "")):
                 with contextlib.suppress(docker.errors.APIError):
                     container.remove(force=True, v=True)
-                    removed.append(container.labels[LABEL])
+                    removed.append(labels[LABEL])
     except ENGINE_ERRORS as error:
         raise SandboxUnavailableError(f"the Docker engine fails: {str(error)[:200]}") from None
     finally:
@@ -141,7 +112,8 @@ def container_options(limits: Limits, lease_s: int) -> dict[str, Any]:
     """Every wall of a box, as the Engine API takes them. Seccomp stays the engine's default."""
     sized = f"size={limits.tmp_mb}m,nr_inodes={limits.inodes},nosuid,nodev,exec"
     return {
-        "command": ["sleep", str(lease_s)],
+        "command": ["timeout", "-s", "KILL", str(lease_s), "cat", "-"],
+        "stdin_open": True,
         "init": True,
         "user": f"{MAIN_USER}:{MAIN_USER}",
         "cap_drop": ["ALL"],
@@ -161,6 +133,7 @@ def container_options(limits: Limits, lease_s: int) -> dict[str, Any]:
         "ulimits": [
             Ulimit(name="nofile", soft=limits.nofile, hard=limits.nofile),
             Ulimit(name="core", soft=0, hard=0),
+            Ulimit(name="msgqueue", soft=0, hard=0),
         ],
         "log_config": LogConfig(type="none"),
         "hostname": "box",
@@ -188,6 +161,7 @@ class DockerCarrier:
         self._client: docker.DockerClient | None = None
         self._container: Container | None = None
         self._transport: ExecSocket | None = None
+        self._lease_pipe: socket.socket | None = None
         self._exec_id = ""
 
     @property
@@ -199,12 +173,15 @@ class DockerCarrier:
         return self._container.id if self._container else None
 
     def start(self) -> "ExecSocket":
+        bury_left()
         self._client = connect()
         options = container_options(self._limits, self._lease_s)
         if self._runtime is not None:
             options["runtime"] = self._runtime
         try:
             self._container = self._client.containers.create(self._image, **options)
+            lease: Any = {"stdin": 1, "stream": 1}
+            self._lease_pipe = _own_socket(self._client.api.attach_socket(self._container.id or "", lease))
             self._container.start()
             self._transport = self._open_executor(self._client)
         except docker.errors.ImageNotFound:
@@ -230,16 +207,14 @@ class DockerCarrier:
         )
         self._exec_id = created["Id"]
         stream: Any = api.exec_start(self._exec_id, socket=True)
-        try:
-            # A descriptor of our own: the SDK's objects may then go as they please.
-            return ExecSocket(socket.socket(fileno=os.dup(stream.fileno())))
-        finally:
-            stream._response.close()
-            stream.close()
+        return ExecSocket(_own_socket(stream))
 
     def reconnect(self) -> "ExecSocket | None":
-        """A new executor, which first kills the old one, where the container still runs."""
-        if self._container is None or self._client is None:
+        """A new executor, which first kills the old one, where the container still runs.
+
+        No command can reach the lease pipe: where that is broken too, it was the engine that failed.
+        """
+        if self._container is None or self._client is None or self._is_lease_broken():
             return None
         try:
             self._container.reload()
@@ -250,12 +225,35 @@ class DockerCarrier:
             return None
         return self._transport
 
+    def _is_lease_broken(self) -> bool:
+        try:
+            return self._lease_pipe is None or self._lease_pipe.recv(1, socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _is_engine_gone(self) -> bool:
+        """Asked before the SDK is, which leaves a socket open where nobody answers."""
+        if not self._is_lease_broken():
+            return False
+        try:
+            connect(timeout_s=5).close()
+        except SandboxUnavailableError:
+            return True
+        return False
+
+    def lease(self) -> None:
+        return None  # the container's labels
+
     def oom_kills(self) -> int:
         return 0  # the executor reads the container's own counter
 
     def why_lost(self) -> str:
         if self._container is None or self._client is None:
             return ""
+        if self._is_engine_gone():
+            return "the Docker engine no longer answers"
         try:
             self._container.reload()
             state = self._container.attrs["State"]
@@ -274,14 +272,59 @@ class DockerCarrier:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
-        if self._container is not None:
-            # Where the engine fails, the lease ends the box; where the box is gone, nothing is left to do.
-            with contextlib.suppress(*ENGINE_ERRORS):
-                self._container.remove(force=True, v=True)
+        if self._container is not None and self._client is not None:
+            if self._is_engine_gone():
+                _unburied.append(str(self.container_id))
+            else:
+                _remove(self._client, str(self.container_id))
             self._container = None
+        if self._lease_pipe is not None:
+            self._lease_pipe.close()
+            self._lease_pipe = None
         if self._client is not None:
             self._client.close()
             self._client = None
+        bury_left()
+
+
+_unburied: list[str] = []
+"""Containers of this process that could not be removed as their engine did not answer."""
+
+
+def bury_left() -> None:
+    """Remove what an engine could not when it was asked, now that it may answer again. Never raises."""
+    if not _unburied:
+        return
+    with contextlib.suppress(SandboxUnavailableError):
+        client = connect(timeout_s=5)
+        try:
+            for _ in range(len(_unburied)):
+                with contextlib.suppress(IndexError):  # another thread may have taken the last one
+                    _remove(client, _unburied.pop(0))
+        finally:
+            client.close()
+
+
+def _remove(client: docker.DockerClient, container_id: str) -> None:
+    try:
+        client.api.remove_container(container_id, force=True, v=True)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        # "Already in progress": it ends by itself, as its lease pipe says.
+        if error.status_code != 409:
+            _unburied.append(container_id)
+    except ENGINE_ERRORS:
+        _unburied.append(container_id)
+
+
+def _own_socket(stream: Any) -> socket.socket:
+    """A descriptor of our own: the SDK's objects may then go as they please."""
+    try:
+        return socket.socket(fileno=os.dup(stream.fileno()))
+    finally:
+        stream._response.close()
+        stream.close()
 
 
 class ExecSocket:
@@ -344,18 +387,3 @@ class ExecSocket:
         poller.register(self._connection, event)
         if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
             raise SandboxLostError("the box stopped answering")
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return socket.gethostname()
-
-
-def _start_time(pid: int) -> int | None:
-    """In ticks since the machine booted; None where there is no such process."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None

@@ -4,6 +4,7 @@ A reply is checked for length before it is read, for form and range after; anyth
 says is a SandboxProtocolError, and the box is closed. No class names, no pickles, no paths come from a box.
 """
 
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from envs.sandbox import executor
+from envs.sandbox import executor, pristine
 from envs.sandbox.contract import (
     BASE_ENVIRONMENT,
     DEFAULT_TIMEOUT_S,
@@ -24,11 +25,14 @@ from envs.sandbox.contract import (
     Limits,
     SandboxLostError,
     SandboxProtocolError,
+    Snapshot,
 )
 
 START_TIMEOUT_S = 20.0
 SLACK_S = 10.0
 """How much longer than a command's timeout the host waits: for grace, kills and a busy machine."""
+RESET_TIMEOUT_S = 20.0
+"""For emptying what a box may hold at most; a box that needs longer is given up."""
 MAX_HEADER_BYTES = 4096
 MAX_STDIN_BYTES = 64 << 20
 CHUNK_BYTES = 4 << 20
@@ -47,6 +51,10 @@ BOOTSTRAP = (
 
 def executor_source() -> bytes:
     return Path(executor.__file__).read_bytes()
+
+
+def pristine_source() -> bytes:
+    return Path(pristine.__file__).read_bytes()
 
 
 def bootstrap_argv(python: str, mode: str) -> list[str]:
@@ -132,9 +140,9 @@ class ExecutorClient:
         self._lost: str | None = None
         self._environment = {**BASE_ENVIRONMENT, "HOME": work_dir}
 
-    def start(self, timeout_s: float = START_TIMEOUT_S) -> Mapping[str, int]:
+    def start(self) -> Mapping[str, int]:
         """Send the executor's text and greet it; what it says about itself."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + START_TIMEOUT_S
         self._transport.send(executor_source(), deadline)
         fields, _ = self._call({"op": "hello"}, b"", deadline, 0, _HELLO_FIELDS)
         if fields["version"] != executor.VERSION:
@@ -156,7 +164,7 @@ class ExecutorClient:
         _check_call(argv, stdin, timeout_s, cap)
         items = [f"{key}={value}" for key, value in {**self._environment, **(env or {})}.items()]
         texts = [_text("argv", argv), _text("env", items), _text("cwd", [self._path(cwd or "")])]
-        request: dict[str, int | str] = {"op": "exec", "timeout_ms": int(timeout_s * 1000), "cap": cap}
+        request: dict[str, int | str] = {"op": "execute", "timeout_ms": int(timeout_s * 1000), "cap": cap}
         request |= {"flood": self._limits.flood_bytes}
         request |= dict(zip(("argv", "env", "cwd"), map(len, texts), strict=True))
         deadline = time.monotonic() + timeout_s + SLACK_S
@@ -203,6 +211,48 @@ class ExecutorClient:
             chunk = data[offset : offset + CHUNK_BYTES]
             fields, _ = self._call(request, target + chunk, time.monotonic() + SLACK_S, 0, ("written",))
             self._raise_errno(fields, path)
+
+    def mark_pristine(self) -> str | None:
+        """As `Sandbox.mark_pristine` promises; why not, where this box could not be proved clean."""
+        text = pristine_source()
+        for request, body, names in (("extend", text, ("count",)), ("mark", b"", ("places",))):
+            fields, _ = self._call({"op": request}, body, time.monotonic() + SLACK_S, 0, names)
+            if "errno" in fields:
+                return _WHY_NOT_PRISTINE.get(fields["errno"], f"error {fields['errno']} in the box")
+        return None
+
+    def reset(self, to: Snapshot | None) -> None:
+        """As `Sandbox.reset` promises."""
+        names = ("planted", "differing")
+        fields, said = self._call({"op": "reset"}, b"", time.monotonic() + RESET_TIMEOUT_S, 400, names)
+        if "errno" in fields:
+            raise self._lose(f"it could not be emptied: {os.strerror(min(fields['errno'], 4095))}")
+        if fields["differing"] or not fields["planted"]:
+            raise self._lose(
+                f"it is not clean after a reset: {said.decode('utf-8', 'replace') or 'no canary'}"
+            )
+        if to is not None:
+            deadline = time.monotonic() + RESET_TIMEOUT_S
+            fields, _ = self._call({"op": "unpack"}, to.data, deadline, 0, ("count",))
+            self._raise_errno(fields, "snapshot")
+
+    def snapshot(self, max_bytes: int) -> Snapshot:
+        """As `Sandbox.snapshot` promises."""
+        deadline = time.monotonic() + RESET_TIMEOUT_S
+        fields, _ = self._call({"op": "pack", "limit": max_bytes}, b"", deadline, 0, ("size",))
+        if fields.get("errno") == errno.EFBIG:
+            raise FileTooLargeError(f"the files of box {self._box} are longer than {max_bytes} bytes")
+        self._raise_errno(fields, "snapshot")
+        data = bytearray()
+        while len(data) < fields["size"] <= max_bytes:
+            request: dict[str, int | str] = {"op": "chunk", "offset": len(data), "length": CHUNK_BYTES}
+            _, chunk = self._call(request, b"", time.monotonic() + SLACK_S, CHUNK_BYTES, ("size",))
+            if not chunk:
+                break
+            data += chunk
+        if len(data) != fields["size"]:
+            raise self._violation("a snapshot of another length than it said")
+        return Snapshot(data=bytes(data))
 
     def close(self) -> None:
         self._lost = self._lost or "it was closed"
@@ -278,6 +328,11 @@ class ExecutorClient:
         return SandboxProtocolError(f"box {self._box}: its executor broke the protocol: {what}")
 
 
+_WHY_NOT_PRISTINE = {
+    errno.ENOSYS: "its image's Python has no ctypes",
+    errno.EPERM: "its commands could change what a reset cannot see",
+    errno.ENOTEMPTY: "its image has files where its user can write",
+}
 _HELLO_FIELDS = ("version", "uid", "pid", "hidden")
 _EXEC_FIELDS = executor.RESULT_FIELDS
 

@@ -17,8 +17,10 @@ from envs.sandbox.contract import (
     SandboxProtocolError,
     SandboxStartError,
     SandboxUnavailableError,
+    Snapshot,
 )
 from envs.sandbox.executor_client import ExecutorClient, Transport
+from envs.sandbox.leases import FileLease
 
 KILLED_EXECUTOR = b"the command killed or stopped the process that ran it; its output is lost\n"
 
@@ -53,6 +55,10 @@ class Carrier(Protocol):
         """Kills for memory in this box so far, as the host can see them; 0 where it cannot."""
         ...
 
+    def lease(self) -> FileLease | None:
+        """The started box's lease as a file; None where an engine keeps it as labels."""
+        ...
+
     def why_lost(self) -> str:
         """What the host knows of a box that stopped answering; may be empty. Never raises."""
         ...
@@ -70,6 +76,10 @@ class ExecutorSandbox:
         self._limits = limits
         self._client: ExecutorClient | None = None
         self._oom_kills = 0
+        self._lease: FileLease | None = None
+        self._is_used = False
+        self._marked: ExecutorClient | None = None
+        self.why_not_pristine = "it was never asked for"
 
     @property
     def tier(self) -> str:
@@ -86,7 +96,11 @@ class ExecutorSandbox:
 
     def start(self) -> None:
         try:
-            self._connect(self._carrier.start())
+            self._client = self._client_over(self._carrier.start())
+            self._lease = self._carrier.lease()
+            if self._lease is not None:
+                self._lease.write()
+            self._client.start()
         except SandboxUnavailableError:
             raise
         except SandboxError as error:
@@ -108,6 +122,7 @@ class ExecutorSandbox:
         output_cap_bytes: int | None = None,
     ) -> ExecResult:
         client = self._running()
+        self._is_used = True
         started = time.monotonic()
         try:
             result = client.exec(
@@ -138,33 +153,67 @@ class ExecutorSandbox:
             raise self._lost(error) from None
 
     def write_file(self, path: str, data: bytes) -> None:
+        self._is_used = True
         try:
             self._running().write_file(path, data)
         except SandboxLostError as error:
             raise self._lost(error) from None
 
+    def mark_pristine(self) -> bool:
+        if self._is_used:
+            raise ValueError(f"box {self.name}: mark_pristine must come before its first command or file")
+        client = self._running()
+        try:
+            self.why_not_pristine = client.mark_pristine() or ""
+        except SandboxLostError as error:
+            raise self._lost(error) from None
+        self._marked = None if self.why_not_pristine else client
+        return self._marked is not None
+
+    def snapshot(self, *, max_bytes: int = 64 << 20) -> Snapshot:
+        try:
+            return self._marked_client().snapshot(max_bytes)
+        except SandboxLostError as error:
+            raise self._lost(error) from None
+
+    def reset(self, to: Snapshot | None = None) -> None:
+        try:
+            self._marked_client().reset(to)
+        except SandboxLostError as error:
+            raise self._lost(error) from None
+        self._oom_kills = self._carrier.oom_kills()
+
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
         self._carrier.stop()
+        if self._lease is not None:
+            self._lease.remove()
+            self._lease = None
+
+    def _marked_client(self) -> ExecutorClient:
+        client = self._running()
+        if self._marked is None:
+            raise ValueError(f"box {self.name}: it was not marked by mark_pristine: {self.why_not_pristine}")
+        if self._marked is not client:
+            raise SandboxLostError(f"box {self.name}: a command has killed what knew how it was at its start")
+        return client
 
     def _reconnected(self) -> bool:
         try:
             transport = self._carrier.reconnect()
             if transport is None:
                 return False
-            self._connect(transport)
+            if self._client is not None:
+                self._client.close()
+            self._client = self._client_over(transport)
+            self._client.start()
         except SandboxError:
             return False
         return True
 
-    def _connect(self, transport: Transport) -> None:
-        if self._client is not None:
-            self._client.close()
-        self._client = ExecutorClient(
-            transport, limits=self._limits, work_dir=self.work_dir, box=self._carrier.name
-        )
-        self._client.start()
+    def _client_over(self, transport: Transport) -> ExecutorClient:
+        return ExecutorClient(transport, limits=self._limits, work_dir=self.work_dir, box=self._carrier.name)
 
     def _running(self) -> ExecutorClient:
         if self._client is None:

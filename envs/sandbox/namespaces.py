@@ -1,8 +1,9 @@
 """The `namespaces` tier: Linux namespaces without an engine, by bubblewrap or else by our own launcher.
 
 A box sees this machine's /usr read-only and nothing else of it: no home, no repository, no /etc but a few
-files of its own, no network, no process but its own. Memory and processes are held by a control group where
-this process may make one (as root), else by rlimits, which hold each process but not their sum.
+files of its own, no network, no process but its own. Inside stand two more walls where this kernel has them,
+a seccomp filter and Landlock. Memory and processes are held by a control group where this process may make
+one (as root), else by rlimits, which hold each process but not their sum.
 """
 
 import contextlib
@@ -13,12 +14,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from envs.sandbox import cgroups, namespaces_launcher
+from envs.sandbox import cgroups, landlock, namespaces_launcher, seccomp
 from envs.sandbox.contract import (
     WORK_DIR,
     Limits,
@@ -28,19 +29,49 @@ from envs.sandbox.contract import (
 )
 from envs.sandbox.executor_client import PipeTransport, bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
+from envs.sandbox.leases import FileLease, lease_for
 
 NOBODY = 65534
 LAUNCHERS = ("bubblewrap", "unshare")
 
 
-def namespaces_box(limits: Limits | None = None, *, launcher: str | None = None) -> ExecutorSandbox:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walls:
+    """What stands inside a box's namespaces; where the kernel has a wall, a box without it does not start."""
+
+    seccomp: bytes
+    """The filter's program; empty: none."""
+    landlock_abi: int
+    """Which version of Landlock binds the box; 0: none."""
+
+
+@lru_cache
+def walls_of_this_kernel() -> Walls:
+    program = b"" if seccomp.why_absent() else seccomp.filter_program(os.uname().machine)
+    return Walls(seccomp=program, landlock_abi=landlock.abi() if sys.platform == "linux" else 0)
+
+
+def describe() -> str:
+    """The launcher and the walls of boxes on this machine, and in capitals what they do without."""
+    walls = walls_of_this_kernel()
+    filtered = "seccomp" if walls.seccomp else f"NO seccomp: {seccomp.why_absent()}"
+    version = walls.landlock_abi
+    ruled = f"Landlock {version}" if version else "NO Landlock: this kernel has none, or it is off"
+    return f"{default_launcher()}, {filtered}, {ruled}"
+
+
+def namespaces_box(
+    limits: Limits | None = None, *, launcher: str | None = None, walls: Walls | None = None
+) -> ExecutorSandbox:
     """A box that is not started yet.
 
     Args:
         launcher: `bubblewrap` or `unshare` (our own); default: bubblewrap where it is installed.
+        walls: Default: all that this kernel has; fewer only to test what each is good for.
     """
     limits = limits or Limits()
-    return ExecutorSandbox(NamespacesCarrier(limits, launcher or default_launcher()), limits)
+    carrier = NamespacesCarrier(limits, launcher or default_launcher(), walls or walls_of_this_kernel())
+    return ExecutorSandbox(carrier, limits)
 
 
 @lru_cache
@@ -78,12 +109,13 @@ class NamespacesCarrier:
     tier = "namespaces"
     work_dir = WORK_DIR
 
-    def __init__(self, limits: Limits, launcher: str) -> None:
+    def __init__(self, limits: Limits, launcher: str, walls: Walls) -> None:
         if launcher not in LAUNCHERS:
             raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}")
         self.name = f"ns-{os.getpid()}-{secrets.token_hex(4)}"
         self.launcher = launcher
         self._limits = limits
+        self._walls = walls
         self._process: subprocess.Popen[bytes] | None = None
         self._group: cgroups.BoxCgroup | None = None
         self._errors: IO[bytes] | None = None
@@ -116,6 +148,10 @@ class NamespacesCarrier:
 
     def reconnect(self) -> None:
         return None  # the executor is PID 1, which no command can kill: its end is the box's
+
+    def lease(self) -> FileLease | None:
+        folders = self._group.folders if self._group else ()
+        return lease_for(self.name, self.pid, groups=folders) if self.pid else None
 
     def oom_kills(self) -> int:
         return self._group.oom_kills() if self._group else 0
@@ -164,10 +200,20 @@ class NamespacesCarrier:
             raise SandboxUnavailableError("bubblewrap is not installed: apt-get install bubblewrap")
         as_root = os.geteuid() == 0
         return {
-            "argv": bootstrap_argv(python, "init"),
+            "argv": _bound_argv(bootstrap_argv(python, "init"), self._walls.landlock_abi),
+            "seccomp": self._walls.seccomp.hex(),
             "bwrap": bwrap and str(Path(bwrap).resolve()),
             "limits": asdict(self._limits),
             "as_root": as_root,
             "outside_uid": NOBODY if as_root else os.geteuid(),
             "outside_gid": NOBODY if as_root else os.getegid(),
         }
+
+
+def _bound_argv(argv: list[str], landlock_abi: int) -> list[str]:
+    """An executor's argv, whose code binds itself by Landlock before it reads another byte."""
+    if not landlock_abi:
+        return argv
+    code = argv.index("-c") + 1
+    bind = f"{Path(landlock.__file__).read_text()}\nrestrict({landlock_abi})\n"
+    return [*argv[:code], bind + argv[code], *argv[code + 1 :]]

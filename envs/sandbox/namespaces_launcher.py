@@ -2,8 +2,9 @@
 
 Three processes: this one stays outside, writes the ID maps and waits; its child makes the namespaces; the
 grandchild is PID 1 of the box, builds a root of read-only system folders and sized temporary ones, gives up
-every privilege and becomes the executor. The death of any of them, or of the host, is the death of the box.
-With `bwrap` in the specification, bubblewrap does the middle part. Needs ctypes; imports nothing of ours.
+every privilege, loads the seccomp filter and becomes the executor. The death of any of them, or of the host,
+is the death of the box. With `bwrap` in the specification, bubblewrap does the middle part. Needs ctypes;
+imports nothing of ours.
 """
 
 import ctypes
@@ -13,6 +14,7 @@ import resource
 import signal
 import struct
 import sys
+import time
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -23,7 +25,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
-PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+SECCOMP_MODE_FILTER = 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -32,6 +35,10 @@ CAPABILITY_VERSION_3 = 0x20080522
 BOX_ID = 1000
 """The user and group inside; outside it is an unprivileged one (`outside_uid` in the specification)."""
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+PROC_READ_ONLY = ("sys", "sysrq-trigger", "irq", "bus", "fs")
+PROC_HIDDEN = ("kcore", "keys", "key-users", "timer_list", "sched_debug", "latency_stats")
+"""Files of /proc that tell of the whole machine or its kernel's addresses: empty in a box."""
+RLIMIT_MSGQUEUE = 12
 DEVICES = ("null", "zero", "full", "random", "urandom")
 ETC_FROM_HOST = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/ssl/certs")
 ETC_FILES = {
@@ -72,6 +79,8 @@ def make_read_only(target: str, *, devices: bool = False) -> None:
 
 def set_limits(limits: dict[str, int], *, has_cgroup: bool) -> None:
     values = {resource.RLIMIT_NOFILE: limits["nofile"], resource.RLIMIT_CORE: 0}
+    # Memory that the kernel may not swap or move, and queues that outlive their process.
+    values |= {resource.RLIMIT_MEMLOCK: 64 << 10, RLIMIT_MSGQUEUE: 0}
     if not has_cgroup:
         # Weaker: memory for each process alone; processes for the user as a whole.
         values |= {resource.RLIMIT_AS: limits["memory_mb"] << 20, resource.RLIMIT_NPROC: limits["pids"]}
@@ -114,6 +123,7 @@ def build_root(spec: dict) -> None:
     mount("proc", root + "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     # Without user namespaces of its own a box cannot reach the kernel code that only their roots reach.
     Path(root + "/proc/sys/user/max_user_namespaces").write_text("0")
+    cover_proc(root + "/proc")
     for folder, mode, size_mb in temporary_folders(spec["limits"]):
         Path(root + folder).mkdir()
         options = f"size={size_mb}m,nr_inodes={spec['limits']['inodes']},mode={mode}"
@@ -123,6 +133,15 @@ def build_root(spec: dict) -> None:
     call("syscall", ctypes.c_long(SYS_PIVOT_ROOT[os.uname().machine]), b".", b".")
     call("umount2", b".", MNT_DETACH)
     os.chdir("/work")
+
+
+def cover_proc(proc: str) -> None:
+    for name in filter(lambda name: Path(proc, name).exists(), PROC_READ_ONLY):
+        mount(f"{proc}/{name}", f"{proc}/{name}", "", MS_BIND | MS_REC)
+        make_read_only(f"{proc}/{name}")
+    for name in filter(lambda name: Path(proc, name).exists(), PROC_HIDDEN):
+        mount("/dev/null", f"{proc}/{name}", "", MS_BIND)
+        make_read_only(f"{proc}/{name}", devices=True)
 
 
 def temporary_folders(limits: dict[str, int]) -> list[tuple[str, str, int]]:
@@ -151,6 +170,16 @@ def give_up_privileges() -> None:
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
+def load_filter(program: bytes) -> None:
+    """Filter system calls from here on, for this process and all that it starts."""
+
+    class Program(ctypes.Structure):  # struct sock_fprog
+        _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
+
+    loaded = Program(len(program) // 8, program)
+    call("prctl", PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(loaded), 0, 0)
+
+
 def run_box(spec: dict) -> None:
     """As PID 1 of the box: never returns."""
     die_with_parent()
@@ -159,6 +188,8 @@ def run_box(spec: dict) -> None:
     build_root(spec)
     give_up_privileges()
     die_with_parent()  # a change of credentials clears it
+    if spec["seccomp"]:
+        load_filter(bytes.fromhex(spec["seccomp"]))
     os.execve(spec["argv"][0], spec["argv"], {})
 
 
@@ -190,6 +221,7 @@ def make_namespaces(spec: dict, told: int, tell: int) -> None:
 def launch(spec: dict) -> int:
     """In the first process: start the box, map its user, wait for its end."""
     (child_told, tell_child), (told, child_tell) = os.pipe(), os.pipe()
+    host = os.getppid()
     pid = os.fork()
     if pid == 0:
         try:
@@ -214,7 +246,30 @@ def launch(spec: dict) -> int:
         (process / "gid_map").write_text(f"{BOX_ID} {spec['outside_gid']} 1")
         os.write(tell_child, b"1")
     _, status = os.waitpid(pid, 0)
+    if is_gone(host):
+        remove_cgroup(spec["cgroup"])
     return os.waitstatus_to_exitcode(status) & 0xFF
+
+
+def is_gone(pid: int) -> bool:
+    """Whether our host was killed, so that nobody else removes the group. A dying one has no memory left."""
+    try:
+        return os.getppid() != pid or "VmSize" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+
+
+def remove_cgroup(folders: list[str]) -> None:
+    for folder in folders:
+        for _ in range(200):  # the kernel needs a moment after the last process
+            try:
+                Path(folder).rmdir()
+            except FileNotFoundError:
+                break
+            except OSError:
+                time.sleep(0.005)
+            else:
+                break
 
 
 def become_bubblewrap(spec: dict) -> None:
@@ -243,14 +298,24 @@ def bubblewrap_argv(spec: dict) -> list[str]:
     for path in ETC_FROM_HOST:
         argv += ["--ro-bind-try", path, path]
     for name, text in ETC_FILES.items():
-        fd = os.memfd_create(name, 0)
-        os.write(fd, text.encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-        argv += ["--ro-bind-data", str(fd), f"/etc/{name}"]
+        argv += ["--ro-bind-data", memory_file(name, text.encode()), f"/etc/{name}"]
     argv += ["--proc", "/proc", "--dev", "/dev"]
+    for name in PROC_HIDDEN:
+        if Path("/proc", name).exists():
+            argv += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+    if spec["seccomp"]:
+        argv += ["--seccomp", memory_file("seccomp", bytes.fromhex(spec["seccomp"]))]
     for folder, mode, size_mb in temporary_folders(spec["limits"]):
         argv += ["--perms", f"0{mode}", "--size", str(size_mb << 20), "--tmpfs", folder]
     return [*argv, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work", "--", *spec["argv"]]
+
+
+def memory_file(name: str, data: bytes) -> str:
+    """The number of a descriptor that bubblewrap inherits and reads."""
+    fd = os.memfd_create(name, 0)
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return str(fd)
 
 
 def main() -> int:

@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from envs.sandbox.contract import Limits, SandboxStartError, SandboxUnavailableError
 from envs.sandbox.executor_client import PipeTransport, bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
+from envs.sandbox.leases import FOLDER_PREFIX, FileLease, lease_for
 
 NOBODY = 65534
 RLIMITS = 'ulimit -c 0 && ulimit -n "$1" && shift && exec "$@"'
@@ -54,7 +56,7 @@ class ProcessCarrier:
 
     def start(self) -> PipeTransport:
         sys.stderr.write(WARNING)
-        self._folder = tempfile.mkdtemp(prefix="worldsmith-process-")
+        self._folder = tempfile.mkdtemp(prefix=FOLDER_PREFIX)
         python = sys.executable
         is_root = os.geteuid() == 0
         if is_root:
@@ -83,6 +85,11 @@ class ProcessCarrier:
 
     def reconnect(self) -> None:
         return None
+
+    def lease(self) -> FileLease | None:
+        if self._process is None:
+            return None
+        return lease_for(Path(self._folder).name, self._process.pid, folder=self._folder)
 
     def oom_kills(self) -> int:
         return 0

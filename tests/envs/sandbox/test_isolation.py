@@ -60,7 +60,7 @@ def output(box: Sandbox, *argv: str, timeout_s: float = 30.0) -> str:
 
 def processes(box: Sandbox) -> list[str]:
     """Commands in the box except for its keepers and this one itself."""
-    keepers = ("sleep 14400", "docker-init", "python3 -ISB", "ps -eo")
+    keepers = ("cat -", "docker-init", "python3 -ISB", "ps -eo")
     lines = output(box, "ps", "-eo", "args", "--no-headers").splitlines()
     return [line for line in lines if not any(keeper in line for keeper in keepers)]
 
@@ -88,7 +88,7 @@ for host in sys.argv[2:]:
         print("reached", host)
     except OSError:
         pass
-print([name for _, name in socket.if_nameindex()])
+print([line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line])
 """
     with closing(socket.create_server(("0.0.0.0", 0))) as server:
         port = str(server.getsockname()[1])

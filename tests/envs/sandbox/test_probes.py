@@ -12,7 +12,11 @@ def test_namespaces_hold_every_guarantee_against_the_attacks() -> None:
     if fault is not None:
         pytest.skip(f"tier namespaces: {fault}")
     found = probe(namespaces.namespaces_box, tier="namespaces", engine="test")
-    assert found.missing == (), found.evidence
+    walls = namespaces.walls_of_this_kernel()
+    absent = {
+        name for name, wall in (("seccomp", walls.seccomp), ("landlock", walls.landlock_abi)) if not wall
+    }
+    assert set(found.missing) == absent, found.evidence
     assert set(found.held) == set(ATTACKS)
 
 
@@ -28,7 +32,14 @@ def test_the_attacks_find_the_holes_of_a_bare_process() -> None:
     found = probe(
         lambda limits: trusted_process_box(limits, allow_unsafe=True), tier="process", engine="test"
     )
-    holes = {"no_network", "no_new_privileges", "host_processes_hidden", "memory_limit", "process_limit"}
+    holes = {
+        "read_only_binds",
+        "no_network",
+        "no_new_privileges",
+        "host_processes_hidden",
+        "memory_limit",
+        "process_limit",
+    }
     assert holes <= set(found.missing)
     assert found.holds("timeout_kills")
     assert found.holds("bytes_exact")
@@ -38,9 +49,45 @@ def test_what_could_not_be_tried_counts_as_absent() -> None:
     def no_box(limits: Limits) -> ExecutorSandbox:
         raise SandboxUnavailableError("no engine")
 
-    found = probe(no_box, tier="docker", engine="none")
+    found = probe(no_box, tier="namespaces", engine="none")
     assert set(found.missing) == set(ATTACKS)
     assert found.evidence["no_network"] == "not shown: no engine"
+
+
+def test_only_what_is_asked_for_is_tried_and_the_rest_counts_as_absent() -> None:
+    found = probe(
+        lambda limits: trusted_process_box(limits, allow_unsafe=True),
+        tier="process",
+        engine="test",
+        only=("bytes_exact", "host_environment_hidden"),
+    )
+    assert found.held == {"bytes_exact": True, "host_environment_hidden": True}
+    assert not found.holds("timeout_kills")
+
+
+def test_a_wall_that_a_tier_does_not_set_out_to_give_is_absent_and_no_fault() -> None:
+    found = probe(
+        lambda limits: trusted_process_box(limits, allow_unsafe=True),
+        tier="docker",
+        engine="test",
+        only=("landlock", "bytes_exact"),
+    )
+    assert found.missing == ()
+    assert not found.holds("landlock")
+
+
+def test_a_box_whose_walls_are_down_is_found_out() -> None:
+    fault = namespaces.why_unavailable()
+    if fault is not None:
+        pytest.skip(f"tier namespaces: {fault}")
+    down = namespaces.Walls(seccomp=b"", landlock_abi=0)
+    found = probe(
+        lambda limits: namespaces.namespaces_box(limits, walls=down),
+        tier="namespaces",
+        engine="test",
+        only=("seccomp", "landlock", "bytes_exact"),
+    )
+    assert found.held == {"seccomp": False, "landlock": False, "bytes_exact": True}, found.evidence
 
 
 def test_a_box_that_an_attack_has_killed_is_replaced_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
