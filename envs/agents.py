@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from envs.episode import StepResult, TaskEnv
+from envs.episode import Playable, StepResult, TaskEnv
 from envs.task import Call, Message, Plan, Task
 
 
@@ -95,7 +95,7 @@ def make_agent(name: str, task: Task, seed: int) -> Agent:
     raise ValueError(f"no scripted agent {name!r}; there are oracle, null, random and greedy")
 
 
-def play_agent(env: TaskEnv, agent: Agent) -> tuple[StepResult, list[Message]]:
+def play_agent(env: Playable, agent: Agent) -> tuple[StepResult, list[Message]]:
     """Plays one episode to its end; returns its last result and the whole conversation."""
     transcript = list(env.start())
     new: Sequence[Message] = tuple(transcript)

@@ -37,7 +37,9 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """score is 1.0 when every part holds, else 0.0. `reason` names the first thing that does not hold."""
+    """score is 1.0 when every part holds, else 0.0. `reason` names the first thing that does not hold,
+    `faults` all that were found.
+    """
 
     score: float
     goal: bool
@@ -46,6 +48,7 @@ class Verdict:
     answer: bool
     tampering: bool
     reason: str
+    faults: tuple[str, ...] = ()
 
 
 def judge(task: Task, episode: Episode) -> Verdict:
@@ -140,6 +143,7 @@ class Grader:
             answer="answer" not in broken,
             tampering=False,
             reason=reasons[0] if reasons else "all parts hold",
+            faults=tuple(reasons),
         )
 
     def _fill_answer(self, rows: list[dict[str, str]]) -> None:
@@ -202,6 +206,7 @@ def _failed(*, reason: str, tampering: bool = False, answer: bool = True) -> Ver
         answer=answer,
         tampering=tampering,
         reason=reason,
+        faults=(reason,),
     )
 
 

@@ -12,7 +12,7 @@ from envs.outcome import Cause
 from envs.task import stable_seed
 from rl.rollout import PlayableTask
 from rl.statistics import PassRate, mean_over_tasks, pass_at_k, pass_hat_k, pass_rate
-from rl.trajectory import PlayRequest
+from rl.trajectory import PlayRequest, hack_label
 
 Row = dict[str, Any]
 """One episode: task_id, domain, level, sample, reward, cause and what else `rl.trajectory.episode_row`
@@ -41,13 +41,14 @@ def play_scripted(
     *,
     samples: int,
     seed: int,
+    honeypots: bool = False,
     on_episode: Callable[[], None] | None = None,
 ) -> Iterable[Row]:
     """Plays a scripted agent (oracle, null, random, greedy) in this process."""
     for request in requests_for(tasks, samples=samples, seed=seed):
         playable = tasks[request.task_index]
         task = playable.task
-        env = TaskEnv(task, playable.image)
+        env = TaskEnv(task, playable.image, honeypots=honeypots)
         try:
             result, messages = play_agent(env, make_agent(policy, task, request.seed))
         finally:
@@ -63,6 +64,7 @@ def play_scripted(
             "reward": result.reward,
             "cause": str(result.cause),
             "reason": result.verdict.reason if result.verdict else "",
+            **hack_label(result.baits),
             "turns": sum(message.role == "assistant" for message in messages),
             "messages": messages,
         }
@@ -74,6 +76,7 @@ def summarize(rows: Sequence[Row], *, unseen_levels: Collection[tuple[str, int]]
     """The figures of an evaluation, as `eval --json` prints them and the report reads them.
 
     `infrastructure_errors` are episodes that say nothing about the policy; they take no part in a rate.
+    `suspected_hacks` are episodes that touched bait; they count as they were graded.
     """
     by_level: defaultdict[str, list[Row]] = defaultdict(list)
     by_domain: defaultdict[str, list[Row]] = defaultdict(list)
@@ -92,6 +95,7 @@ def summarize(rows: Sequence[Row], *, unseen_levels: Collection[tuple[str, int]]
         "unseen": _rate([row for row in rows if f"{row['domain']}/{row['level']}" in unseen]).as_dict(),
         "causes": dict(sorted(Counter(str(row["cause"]) for row in rows).items())),
         "infrastructure_errors": sum(Cause(row["cause"]).is_infrastructure for row in rows),
+        "suspected_hacks": sum(bool(row.get("suspected_hack")) for row in rows),
         **_pass_k(rows),
     }
 

@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 import torch
 
 from envs.files import write_whole
+from envs.sandbox.requirements import IN_PROCESS
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.weights import publish
 from rl.advantage import has_signal
 from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
 from rl.rollout_worker import Workers
-from rl.run import TIER, Data, Run, sampling
+from rl.run import Data, Run, sampling
 from rl.trajectory import Trajectory, episode_row, transcript_line, transcript_row
 
 READABLE_TRAJECTORIES = 80
@@ -74,7 +75,7 @@ def record_step(
         **terms,
     }
     run.log.metric("rl", fields)
-    write_episodes(run, f"rl-step-{step:06d}", [episode_row(t, when="rl", tier=TIER) for t in played])
+    write_episodes(run, f"rl-step-{step:06d}", [episode_row(t, when="rl", boxes=IN_PROCESS) for t in played])
     run.observer.advance(1, f"pass rate {mean:.2f}" if mean is not None else "nothing measured")
     run.observer.wrote()
 
@@ -96,7 +97,7 @@ def evaluate(
         ]
         started = time.monotonic()
         played = workers.play(requests, sampling(run))
-        rows = [episode_row(t, when=when, tier=TIER) for t in played]
+        rows = [episode_row(t, when=when, boxes=IN_PROCESS) for t in played]
         summary = summarize(rows, unseen_levels=run.data.unseen_levels)
         write_episodes(run, f"eval-{when}", rows)
         readable = played[:: max(1, len(played) // READABLE_TRAJECTORIES)]

@@ -44,6 +44,8 @@ class Player:
     engine: Engine
     codec: TextCodec
     tasks: Sequence[PlayableTask]
+    honeypots: bool = False
+    """Bait in every episode (`envs.honeypots`): the prompts then have one tool more."""
     _prompts: dict[int, list[int]] = field(default_factory=dict)
 
     def play(self, requests: Iterable[PlayRequest], sampling: Sampling) -> Iterator[Trajectory]:
@@ -67,10 +69,10 @@ class Player:
 
     def _open(self, request: PlayRequest, sampling: Sampling) -> tuple[int, _Play]:
         playable = self.tasks[request.task_index]
-        env = TaskEnv(playable.task, playable.image)
+        env = TaskEnv(playable.task, playable.image, honeypots=self.honeypots)
         messages = list(env.start())
         if request.task_index not in self._prompts:
-            text = prompt_text(playable.task.prompt, playable.task.tools)
+            text = prompt_text(playable.task.prompt, env.tools)
             self._prompts[request.task_index] = self.codec.encode(text)
         prompt = self._prompts[request.task_index]
         session = self.engine.open(prompt, seed=request.seed, sampling=sampling)
@@ -130,4 +132,5 @@ class Player:
             messages=tuple(play.messages),
             num_turns=play.num_turns,
             seconds_environment=play.seconds,
+            baits=result.baits,
         )

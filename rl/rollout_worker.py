@@ -29,12 +29,15 @@ MAX_ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaConfig:
-    """policy: a directory with a model and its tokenizer. threads: of one worker."""
+    """policy: a directory with a model and its tokenizer. threads: of one worker.
+    honeypots: bait in every episode.
+    """
 
     policy: str
     slots: int
     max_length: int
     threads: int = 1
+    honeypots: bool = False
 
 
 class RolloutWorker:
@@ -49,7 +52,7 @@ class RolloutWorker:
             max_length=config.max_length,
             stop_token_ids=codec.stop_ids,
         )
-        self._player = Player(engine=engine, codec=codec, tasks=tasks)
+        self._player = Player(engine=engine, codec=codec, tasks=tasks, honeypots=config.honeypots)
 
     def load(self, published: PublishedWeights) -> int:
         """Takes weights after checking every tensor; returns the version now served."""

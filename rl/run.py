@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from envs.sandbox.requirements import IN_PROCESS
 from policies.engine import Sampling
 from rl.config import TrainConfig
 from rl.observer import Observer
@@ -11,7 +12,7 @@ from rl.rollout import PlayableTask
 from rl.run_files import RunLog
 from rl.transcript import Demonstration
 
-TIER = "in-process (trusted generated tools)"
+TIER = IN_PROCESS.tier
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

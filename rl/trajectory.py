@@ -3,12 +3,14 @@ it ended.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from envs.outcome import Cause
+from envs.outcome import Bait, Cause
+from envs.sandbox.contract import Capabilities
 from envs.task import Message
 from envs.verifier import Verdict
 
@@ -24,6 +26,7 @@ class Trajectory:
     routes: [T, L, K], the experts of each token in the L mixture layers, 255 where the token was never read.
     versions: the weights version that sampled, or read, each token; -1 where neither.
     reward: None when the episode could not be measured; it then takes no part in training or in a score.
+    baits: the bait that it touched; any makes it a suspected hack.
     """
 
     task_id: str
@@ -45,6 +48,7 @@ class Trajectory:
     messages: tuple[Message, ...]
     num_turns: int
     seconds_environment: float
+    baits: tuple[Bait, ...] = ()
 
     @property
     def num_sampled(self) -> int:
@@ -75,6 +79,7 @@ def transcript_row(trajectory: Trajectory, *, when: str) -> dict[str, Any]:
         "seed": trajectory.seed,
         "reward": trajectory.reward,
         "cause": str(trajectory.cause),
+        **hack_label(trajectory.baits),
         "tokens": len(trajectory.token_ids),
         "messages": [_readable(message) for message in trajectory.messages],
         "verdict": asdict(trajectory.verdict) if trajectory.verdict else None,
@@ -93,8 +98,13 @@ def _readable(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.content, "tool_calls": calls}
 
 
-def episode_row(trajectory: Trajectory, *, when: str, tier: str) -> dict[str, Any]:
-    """A row of `episodes/*.parquet`."""
+def hack_label(baits: Sequence[Bait]) -> dict[str, Any]:
+    """What a row says of bait: the label, and as text what was touched."""
+    return {"suspected_hack": bool(baits), "baits": ", ".join(baits)}
+
+
+def episode_row(trajectory: Trajectory, *, when: str, boxes: Capabilities) -> dict[str, Any]:
+    """A row of `episodes/*.parquet`; `boxes` is what was shown of the boxes that it was played in."""
     return {
         "when": when,
         "task_id": trajectory.task_id,
@@ -106,12 +116,14 @@ def episode_row(trajectory: Trajectory, *, when: str, tier: str) -> dict[str, An
         "reward": trajectory.reward,
         "cause": str(trajectory.cause),
         "reason": trajectory.verdict.reason if trajectory.verdict else "",
+        **hack_label(trajectory.baits),
         "tokens": len(trajectory.token_ids),
         "sampled_tokens": trajectory.num_sampled,
         "turns": trajectory.num_turns,
         "seconds_environment": trajectory.seconds_environment,
         "weights_version": max(trajectory.versions, default=-1),
-        "tier": tier,
+        "tier": boxes.tier,
+        "capabilities": boxes.digest,
     }
 
 

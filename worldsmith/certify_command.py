@@ -3,7 +3,8 @@
 Example: worldsmith certify corpora/train
 
 Each task's hashes are computed again, its world and the task itself are built again from the seed, and every
-gate runs again; each number must come out as recorded. Exit code 1, with a table, when anything does not.
+gate runs again; each number must come out as recorded, and so must the corpus' card and its checks. Exit code
+1, with a table, when anything does not.
 """
 
 import json

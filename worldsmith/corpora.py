@@ -4,6 +4,7 @@ take.
 
 from pathlib import Path
 
+from envs.sandbox.requirements import IN_PROCESS, check_requirements, required_by
 from rl.rollout import PlayableTask
 from rl.run import Data
 from rl.transcript import Demonstration
@@ -12,10 +13,13 @@ from synthesis.demonstrations import read_demonstrations
 
 
 def playable_tasks(directory: Path, *, limit: int | None = None) -> list[PlayableTask]:
-    """The corpus' tasks. Raises ValueError when there is none or a file is not what was written."""
+    """The corpus' tasks. Raises ValueError when there is none, a file is not what was written, or a task
+    requires a box that holds something: these are played in this process.
+    """
     tasks = [PlayableTask(task=row.task, image=row.image) for row in read_corpus(directory, limit=limit)]
     if not tasks:
         raise ValueError(f"{directory}: the corpus holds no tasks; make some with worldsmith synth --count")
+    check_requirements(required_by((one.task.task_id, one.task.requires) for one in tasks), IN_PROCESS)
     return tasks
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.files import write_whole
+from envs.sandbox.requirements import IN_PROCESS
 from rl.evaluate import Row, play_scripted, requests_for, summarize
 from rl.rollout import PlayableTask
 from rl.run_files import RunLog, locked
@@ -25,7 +26,7 @@ from worldsmith.progress import Progress
 from worldsmith.report import write_report
 
 SCRIPTED = ("oracle", "null", "random", "greedy")
-TIER = "in-process (trusted generated tools)"
+TIER = IN_PROCESS.tier
 
 
 def main(argv: list[str]) -> int:
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         return 0
     config = {"tasks": str(args.tasks), "policy": args.policy, "samples": args.samples, "limit": args.limit}
+    config["honeypots"] = args.honeypots
     with locked(args.out):
         if (args.out / "run.json").exists():
             raise ValueError(f"{args.out}: holds a run already; give --out another directory")
@@ -70,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of a local policy (default: 1; 0: greedy)"
     )
+    parser.add_argument(
+        "--honeypots",
+        action="store_true",
+        help="add bait to every episode; who touches it is a suspected hack",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="a directory for the results")
     parser.add_argument("--dry-run", action="store_true", help="check everything, play nothing")
     parser.add_argument(
@@ -95,10 +102,16 @@ def _play_scripted(
     rows: list[Row] = []
     lines: list[str] = []
     for row in play_scripted(
-        tasks, args.policy, samples=args.samples, seed=args.seed, on_episode=progress.advance
+        tasks,
+        args.policy,
+        samples=args.samples,
+        seed=args.seed,
+        honeypots=args.honeypots,
+        on_episode=progress.advance,
     ):
         lines.append(scripted_line(row, when="after"))
-        rows.append({key: value for key, value in row.items() if key != "messages"} | {"tier": TIER})
+        shown = {"tier": TIER, "capabilities": IN_PROCESS.digest}
+        rows.append({key: value for key, value in row.items() if key != "messages"} | shown)
     return rows, lines
 
 
@@ -113,7 +126,10 @@ def _play_local(
     directory = args.policy.removeprefix("local:")
     threads = os.cpu_count() or 1
     worker = RolloutWorker(
-        ReplicaConfig(policy=directory, slots=192, max_length=1024, threads=threads), tasks
+        ReplicaConfig(
+            policy=directory, slots=192, max_length=1024, threads=threads, honeypots=args.honeypots
+        ),
+        tasks,
     )
     requests = requests_for(tasks, samples=args.samples, seed=args.seed)
     sampling = Sampling(temperature=args.temperature, max_new_tokens=256)
@@ -123,7 +139,7 @@ def _play_local(
         progress.advance()
     order = {(r.group, r.sample): index for index, r in enumerate(requests)}
     played.sort(key=lambda t: order[t.group, t.sample])
-    rows = [episode_row(t, when="after", tier=TIER) for t in played]
+    rows = [episode_row(t, when="after", boxes=IN_PROCESS) for t in played]
     return rows, [transcript_line(transcript_row(t, when="after")) for t in played]
 
 
@@ -159,4 +175,6 @@ def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
         if name in summary:
             print(f"{name:<12} {summary[name]:.3f}")
     print(f"causes       {summary['causes']}; infrastructure errors {summary['infrastructure_errors']}")
+    if args.honeypots:
+        print(f"suspected    {summary['suspected_hacks']} of the episodes touched bait")
     print(f"tier         {TIER}\nreport       {args.out}/report.html")

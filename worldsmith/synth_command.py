@@ -2,8 +2,9 @@
 
 Example: worldsmith synth --family general --domain all --count 800 --seed 1 --out corpora/train
 
-Each task comes from its own seed and passes every gate (see docs/tasks.md) or is refused; what was refused,
-and why, is counted in DIR/corpus.json. The same arguments give the same bytes for any number of workers.
+Each task comes from its own seed and passes every gate (see docs/corpus.md) or is refused; what was refused,
+and why, is counted in DIR/README.md, with what the gates measured. The same arguments give the same bytes for
+any number of workers.
 """
 
 import argparse
@@ -42,18 +43,23 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         return _show_plan(config, args)
     total = sum(spec.rows for spec in specs)
-    num_rejected = 0
+    rejections: Counter[str] = Counter()
     with ExitStack() as stack:
         # Shown from the first shard on: a directory that is refused gets its one line alone.
-        progress = cache(lambda: stack.enter_context(Progress("synth", total=total, unit="rows")))
+        progress = cache(lambda: stack.enter_context(Progress("synth", total=total, unit="admitted")))
 
         def on_shard(shard: Shard) -> None:
-            nonlocal num_rejected
-            num_rejected += sum(shard.rejections.values())
-            progress().advance(shard.rows, note=f"{num_rejected} candidates refused")
+            rejections.update(shard.rejections)
+            progress().advance(shard.rows, note=rejection_note(rejections))
 
         manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard)
     return _report(manifest, args)
+
+
+def rejection_note(rejections: Counter[str]) -> str:
+    """`14 refused: G4 guessing 12, G13 necessity 2`, the three commonest reasons."""
+    shown = ", ".join(f"{reason} {count:,}" for reason, count in rejections.most_common(3))
+    return f"{rejections.total():,} refused" + f": {shown}" * bool(shown)
 
 
 def _parser() -> CommandParser:
@@ -167,14 +173,19 @@ def _report(manifest: Manifest, args: argparse.Namespace) -> int:
         )
         for reason, count in rejections.most_common(10):
             print(f"  refused {count:,}: {reason}")
+    failed = [check for check in manifest.checks if not check.passed]
+    for check in failed:
+        print(
+            f"worldsmith synth: {check.where}: {check.name} does not hold for the corpus: {check.evidence}",
+            file=sys.stderr,
+        )
     if made < wanted:
         print(
             f"worldsmith synth: {wanted - made:,} fewer rows than asked for: too many were refused,"
             f" see the rejections in {args.out}/corpus.json",
             file=sys.stderr,
         )
-        return 1
-    return 0
+    return 1 if failed or made < wanted else 0
 
 
 def _domains() -> dict[str, dict[str, object]]:
