@@ -24,9 +24,12 @@ from envs.task import (
     verifier_hash,
 )
 from envs.world import image_hash
+from synthesis.admission import Admission
+from synthesis.card import CARD, card_bytes
 from synthesis.corpus import CorpusTask, Manifest, Shard, read_checked, read_shard
 from synthesis.gates.suite import GATES, run_gates
 from synthesis.general import FAMILY, Candidate, domain_named, make_candidate
+from synthesis.tally import checks, tally
 
 CERTIFICATE_VERSION = 1
 
@@ -148,7 +151,10 @@ def check_shard(root: Path, shard: Shard) -> list[Fault]:
         faults.append(
             Fault(where=shard.name, what=f"holds {len(entries)} tasks, corpus.json says {shard.rows}")
         )
+    admission = Admission()
     for entry in entries:
+        if (reason := admission.refuse(entry)) is not None:
+            faults.append(Fault(where=entry.task.task_id, what=f"{reason} refuses it"))
         if (entry.task.domain, entry.task.level) != (shard.domain, shard.level):
             faults.append(
                 Fault(where=entry.task.task_id, what=f"lies in a shard of {shard.domain} {shard.level}")
@@ -172,6 +178,30 @@ def check_manifest(root: Path, manifest: Manifest) -> list[Fault]:
             read_checked(root, name, sha)
         except ValueError as error:
             faults.append(Fault(where=name, what=str(error)))
+    return faults + _card_faults(root, manifest)
+
+
+def _card_faults(root: Path, manifest: Manifest) -> list[Fault]:
+    """How card and checks differ from what the shards give; nothing where a shard cannot be read, which is a
+    fault of its own.
+    """
+    try:
+        shards = [shard for shard in manifest.shards if shard.kind == "tasks"]
+        tallies = tally(entry for shard in shards for entry in read_shard(root, shard))
+        found = checks(tallies)
+        card = card_bytes(manifest.config, manifest.shards, tallies, found)
+    except (ValueError, KeyError):
+        return []
+    faults = []
+    if manifest.files.get(CARD) != sha256(card).hexdigest():
+        faults.append(Fault(where=CARD, what="is not the card that the shards give"))
+    if manifest.checks != found:
+        faults.append(Fault(where="corpus.json", what="its checks are not what the shards give"))
+    faults += [
+        Fault(where=check.where, what=f"check {check.name} does not hold: {check.evidence}")
+        for check in found
+        if not check.passed
+    ]
     return faults
 
 

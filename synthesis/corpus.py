@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,17 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What a corpus as a whole must hold to; `where`: a domain."""
+
+    name: str
+    where: str
+    passed: bool
+    value: float
+    evidence: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
     version: int
     generator: str
@@ -66,6 +78,7 @@ class Manifest:
     """The files that belong to no shard, with their SHA-256."""
     num_tasks: int
     num_demonstrations: int
+    checks: tuple[Check, ...] = ()
     digest: str = ""
     """Of everything else in the manifest."""
 
@@ -100,7 +113,11 @@ def read_manifest(directory: Path | str) -> Manifest:
     except (ValueError, AttributeError):
         raise ValueError(f"{path}: damaged, not a JSON object; make the corpus again") from None
     if version != CORPUS_VERSION:
-        raise ValueError(f"{path}: corpus version {version!r}, this program reads version {CORPUS_VERSION}")
+        newer = isinstance(version, int) and version > CORPUS_VERSION
+        advice = "update Worldsmith" if newer else "make the corpus again"
+        raise ValueError(
+            f"{path}: corpus version {version!r}, this program reads version {CORPUS_VERSION}; {advice}"
+        )
     try:
         manifest = _MANIFEST.validate_python(fields)
     except ValidationError as error:
@@ -194,8 +211,9 @@ def toolsets_bytes(toolsets: dict[str, tuple[Tool, ...]]) -> bytes:
     return (canonical_json(_TOOLSETS.dump_python(toolsets, mode="json")) + "\n").encode()
 
 
-def toolset_id(domain: str, tools: Sequence[Tool]) -> str:
-    fields = TypeAdapter(tuple[Tool, ...]).dump_python(tuple(tools), mode="json")
+@lru_cache(maxsize=256)
+def toolset_id(domain: str, tools: tuple[Tool, ...]) -> str:
+    fields = TypeAdapter(tuple[Tool, ...]).dump_python(tools, mode="json")
     return f"{domain}-{digest(canonical_json(fields))[:12]}"
 
 

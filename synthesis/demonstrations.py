@@ -17,7 +17,7 @@ from envs.task import Call, Message, canonical_json, stable_seed
 from envs.tool_server import ToolServer
 from envs.verifier import Episode, judge
 from envs.world import build_image
-from synthesis.corpus import read_checked, read_manifest
+from synthesis.corpus import read_checked, read_manifest, toolset_id
 from synthesis.general import make_task
 from synthesis.grammar import Care, Client, Domain
 
@@ -43,9 +43,12 @@ class Demonstration:
 
 
 def demonstrate_once(
-    domain: Domain, level: int, seed: int, *, slip_rate: float, toolset: str
+    domain: Domain, level: int, seed: int, *, slip_rate: float, toolset: str = ""
 ) -> Demonstration | None:
-    """The demonstration of a seed, or None when its world holds no task of that level."""
+    """The demonstration of a seed, or None when its world holds no task of that level.
+
+    toolset: the id of the draft's list of tools; empty: it is computed.
+    """
     draft = domain.draft(level, seed)
     if draft is None:
         return None
@@ -80,7 +83,7 @@ def demonstrate_once(
         num_slips=care.num_slips,
         reward=judge(task, episode).score if num_turns <= task.max_turns else 0.0,
         messages=tuple(messages),
-        tools=toolset,
+        tools=toolset or toolset_id(domain.name, draft.tools),
     )
 
 

@@ -5,11 +5,36 @@ from dataclasses import dataclass, replace
 from envs.task import Message, Plan, Provenance, Task, WorldRef, content_hash
 from envs.tool_server import ToolServer
 from envs.world import build_image, image_hash
-from synthesis.domains import retail, trip
+from synthesis.domains import (
+    access,
+    airline,
+    clinic,
+    courses,
+    ledger,
+    library,
+    parcels,
+    retail,
+    rooms,
+    trip,
+    warehouse,
+)
 from synthesis.grammar import Care, Client, Domain, Draft, full_care
 
 FAMILY = "general"
-DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (trip.DOMAIN, retail.DOMAIN)}
+_ALL: tuple[Domain, ...] = (
+    trip.DOMAIN,
+    retail.DOMAIN,
+    access.DOMAIN,
+    airline.DOMAIN,
+    clinic.DOMAIN,
+    courses.DOMAIN,
+    ledger.DOMAIN,
+    library.DOMAIN,
+    parcels.DOMAIN,
+    rooms.DOMAIN,
+    warehouse.DOMAIN,
+)
+DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

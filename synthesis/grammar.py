@@ -10,7 +10,7 @@ quality.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tool_server import Observation, ToolServer
@@ -108,6 +108,19 @@ class Domain(Protocol):
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         """Solves the draft by calls, from observations and the prompt alone."""
         ...
+
+
+@runtime_checkable
+class Varied(Protocol):
+    """A domain that shows its worlds through several lists of tools, one of which each draft draws."""
+
+    @property
+    def toolsets(self) -> Sequence[tuple[Tool, ...]]: ...
+
+
+def toolsets_of(domain: Domain) -> Sequence[tuple[Tool, ...]]:
+    """Every list of tools that a draft of the domain may have."""
+    return domain.toolsets if isinstance(domain, Varied) else (domain.tools,)
 
 
 def quote(value: str) -> str:

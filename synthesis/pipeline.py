@@ -19,6 +19,8 @@ from typing import Any
 
 from envs.files import write_whole
 from envs.task import TASK_VERSION, canonical_json, digest, stable_seed
+from synthesis.admission import ADMISSION_VERSIONS, Admission
+from synthesis.card import CARD, card_bytes
 from synthesis.certificate import certify_candidate
 from synthesis.corpus import (
     CORPUS_VERSION,
@@ -29,6 +31,7 @@ from synthesis.corpus import (
     Shard,
     manifest_bytes,
     read_manifest,
+    read_shard,
     task_files,
     toolset_id,
     toolsets_bytes,
@@ -36,12 +39,14 @@ from synthesis.corpus import (
 from synthesis.demonstrations import Demonstration, demonstrate_once, demonstration_file
 from synthesis.gates.suite import GATE_VERSIONS, TITLES
 from synthesis.general import DOMAINS, FAMILY, domain_named, make_candidate
+from synthesis.grammar import toolsets_of
+from synthesis.receipts import WORK, store_file, store_shard, stored_shard
+from synthesis.tally import checks, tally
 
 DEFAULT_LEVELS = (1, 2, 3, 4)
 CANDIDATES_PER_ROW = 400
 """A shard gives up after so many candidates for each row that it should hold."""
 DEMONSTRATION_ROWS = 500
-WORK = ".synth"
 GENERATOR = "worldsmith synth 1"
 
 
@@ -107,7 +112,8 @@ class SynthConfig:
     def as_json(self) -> dict[str, Any]:
         """All that decides the corpus' bytes, the versions of what makes it included."""
         versions = {name: domain_named(name).version for name in self.domains}
-        made_by = {"domain_versions": versions, "gate_versions": GATE_VERSIONS, "task_version": TASK_VERSION}
+        gates = GATE_VERSIONS | ADMISSION_VERSIONS
+        made_by = {"domain_versions": versions, "gate_versions": gates, "task_version": TASK_VERSION}
         return json.loads(canonical_json(asdict(self) | made_by))
 
 
@@ -187,6 +193,7 @@ def _make_tasks(spec: ShardSpec) -> _Made:
     domain = domain_named(spec.domain)
     accepted: list[CorpusTask] = []
     rejections: Counter[str] = Counter()
+    admission = Admission()
     index = 0
     while len(accepted) < spec.rows and index < spec.rows * CANDIDATES_PER_ROW:
         candidate = make_candidate(domain, spec.level, _seed(spec, index))
@@ -195,22 +202,23 @@ def _make_tasks(spec: ShardSpec) -> _Made:
             rejections[NO_TASK] += 1
             continue
         certified = certify_candidate(candidate)
-        if isinstance(certified, CorpusTask):
-            accepted.append(certified)
-        else:
+        if not isinstance(certified, CorpusTask):
             rejections[f"{certified.gate} {TITLES[certified.gate]}"] += 1
+        elif (reason := admission.refuse(certified)) is not None:
+            rejections[reason] += 1
+        else:
+            accepted.append(certified)
     return task_files(spec.name, accepted), len(accepted), index, rejections
 
 
 def _make_demonstrations(spec: ShardSpec) -> _Made:
     domain = domain_named(spec.domain)
-    toolset = toolset_id(domain.name, domain.tools)
     made: list[Demonstration] = []
     rejections: Counter[str] = Counter()
     index = 0
     while len(made) < spec.rows and index < spec.rows * CANDIDATES_PER_ROW:
         slip_rate = spec.slip_rates[len(made) % len(spec.slip_rates)]
-        shown = demonstrate_once(domain, spec.level, _seed(spec, index), slip_rate=slip_rate, toolset=toolset)
+        shown = demonstrate_once(domain, spec.level, _seed(spec, index), slip_rate=slip_rate)
         index += 1
         if shown is None:
             rejections[NO_TASK] += 1
@@ -253,11 +261,15 @@ def _all_shards(
     config: SynthConfig, directory: Path, workers: int, on_shard: Callable[[Shard], None]
 ) -> list[Shard]:
     specs = plan_shards(config)
-    done = {_key(spec): shard for spec in specs if (shard := _receipt(directory, spec)) is not None}
+    done = {
+        _key(spec): shard
+        for spec in specs
+        if (shard := stored_shard(directory, spec.kind, spec.name)) is not None
+    }
     for shard in done.values():
         on_shard(shard)
     for result in _run([spec for spec in specs if _key(spec) not in done], workers):
-        _store(directory, result)
+        store_shard(directory, result.shard, result.contents)
         done[_key(result.shard)] = result.shard
         on_shard(result.shard)
     return [done[_key(spec)] for spec in specs]
@@ -273,29 +285,6 @@ def _run(specs: Sequence[ShardSpec], workers: int) -> Iterator[ShardResult]:
 
 def _key(part: ShardSpec | Shard) -> tuple[str, str]:
     return part.kind, part.name
-
-
-def _store(directory: Path, result: ShardResult) -> None:
-    for name, content in result.contents.items():
-        write_whole(directory / name, content)
-    write_whole(_receipt_path(directory, _key(result.shard)), canonical_json(asdict(result.shard)).encode())
-
-
-def _receipt_path(directory: Path, key: tuple[str, str]) -> Path:
-    return directory / WORK / f"{key[0]}-{key[1]}.json"
-
-
-def _receipt(directory: Path, spec: ShardSpec) -> Shard | None:
-    """What an earlier run stored of this shard, if its files are still those."""
-    path = _receipt_path(directory, _key(spec))
-    try:
-        shard = Shard(**json.loads(path.read_bytes()))
-        whole = all(
-            sha256((directory / name).read_bytes()).hexdigest() == sha for name, sha in shard.files.items()
-        )
-    except (OSError, ValueError, TypeError):
-        return None
-    return shard if whole else None
 
 
 def _refuse_strangers(directory: Path) -> None:
@@ -355,18 +344,29 @@ def _locked_directory(directory: Path) -> Iterator[None]:
 
 
 def _finish(config: SynthConfig, directory: Path, shards: Sequence[Shard]) -> Manifest:
-    toolsets = {toolset_id(name, tools): tools for name in config.domains for tools in (DOMAINS[name].tools,)}
-    content = toolsets_bytes(toolsets)
-    write_whole(directory / TOOLSETS, content)
+    toolsets = {
+        toolset_id(name, tools): tools for name in config.domains for tools in toolsets_of(DOMAINS[name])
+    }
+    tallies = tally(
+        entry for shard in shards if shard.kind == "tasks" for entry in read_shard(directory, shard)
+    )
+    found = checks(tallies)
+    contents = {
+        TOOLSETS: toolsets_bytes(toolsets),
+        CARD: card_bytes(config.as_json(), shards, tallies, found),
+    }
+    for name, content in contents.items():
+        store_file(directory, name, content)
     manifest = Manifest(
         version=CORPUS_VERSION,
         generator=GENERATOR,
         config=config.as_json(),
         config_hash=digest(canonical_json(config.as_json())),
         shards=tuple(shards),
-        files={TOOLSETS: sha256(content).hexdigest()},
+        files={name: sha256(content).hexdigest() for name, content in contents.items()},
         num_tasks=sum(shard.rows for shard in shards if shard.kind == "tasks"),
         num_demonstrations=sum(shard.rows for shard in shards if shard.kind == "demonstrations"),
+        checks=found,
     )
-    write_whole(directory / MANIFEST, manifest_bytes(manifest))
+    store_file(directory, MANIFEST, manifest_bytes(manifest))
     return read_manifest(directory)

@@ -15,7 +15,9 @@ def check(trial: Trial) -> GateRecord:
     answers = list(
         dict.fromkeys([*EMPTY, *(m.content for m in task.prompt), *task.answer.choices, *_hollow(trial)])
     )
-    verdicts = judge_answers(task, trial.play(Plan(calls=(), answer="")), answers)
+    episode = trial.play(Plan(calls=(), answer=""))
+    verdicts = judge_answers(task, episode, answers)
+    trial.keep((), episode, dict(zip(answers, verdicts, strict=True)), gate=GATE)
     scored = [answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict.score > 0]
     return GateRecord(
         gate=GATE,

@@ -42,17 +42,21 @@ def check(trial: Trial) -> GateRecord:
 def _score(trial: Trial, plan: Plan) -> float:
     """Without the call that submits, which carries the answer and changes nothing: so plays can be shared."""
     ends = {tool.name for tool in trial.task.tools if tool.ends_episode}
-    return trial.scores([call for call in plan.calls if call.tool not in ends], [plan.answer])[0]
+    return trial.scores([call for call in plan.calls if call.tool not in ends], [plan.answer], gate=GATE)[0]
 
 
 def count_right(trial: Trial) -> tuple[int, int, str]:
     """How many of the guess space are right, its size, and what is counted how."""
     guess = trial.task.guess
     if guess.plans:
-        return round(sum(trial.score(plan) for plan in guess.plans)), len(guess.plans), "plans are right"
+        return (
+            round(sum(trial.score(plan, gate=GATE) for plan in guess.plans)),
+            len(guess.plans),
+            "plans are right",
+        )
     if is_enumerable(trial):
         answers = all_answers(trial)
-        return round(sum(trial.scores((), answers))), len(answers), "answers are right"
+        return round(sum(trial.scores((), answers, gate=GATE))), len(answers), "answers are right"
     size = math.prod(len(slot.options) for slot in guess.slots)
     return len(solve(trial.draft.problem, limit=2).optima), size, "answers by the solver's count"
 

@@ -1,27 +1,34 @@
 """G5: every small damage to the gold, made through the agent's own tools or in its answer, scores 0.
 
+The operators: a write dropped (M1), repeated (M2), two swapped (M3); a neighbour's id (M4); a number or a
+date off by one (M5) or in another unit (M6); one write more (M7); done and undone (M8); stopped half way
+(M9); done, then an unrelated row changed (M10, with M7's calls); and every place of the answer filled
+otherwise.
+
 A mutant that leaves the gold's final state and gives its answer is equivalent and does not count; any other
 that scores is a hole in the verifier.
 """
 
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import date, timedelta
 from typing import Any
 
 from envs.task import Call, GateRecord
 from envs.tools import Tool
 from envs.verifier import parse_answer
-from synthesis.gates.guessing import is_enumerable
 from synthesis.gates.trial import Trial, image_state
 
-GATE, TITLE, VERSION = "G5", "solution mutants", 1
+GATE, TITLE, VERSION = "G5", "solution mutants", 2
 MAX_OTHERS = 40
 """At most so many other values of the world stand in for one of the gold's."""
 MAX_PAIRS = 200
 MADE_UP = "Nowhere"
+_NUMBER = re.compile(r"-?\d{1,12}(?:\.\d{1,6})?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +46,7 @@ def check(trial: Trial) -> GateRecord:
     for mutant in mutants(trial):
         groups.setdefault(tuple(map(repr, mutant.calls)), []).append(mutant)
     for group in groups.values():  # one play for all answers that follow the same calls
-        scores = trial.scores(group[0].calls, [mutant.answer for mutant in group])
+        scores = trial.scores(group[0].calls, [mutant.answer for mutant in group], gate=GATE)
         for mutant, score in zip(group, scores, strict=True):
             if score == 0.0:
                 killed[mutant.operator] += 1
@@ -95,6 +102,8 @@ def answer_mutants(trial: Trial) -> Iterator[tuple[str, str]]:
         for column, value in row.items():
             for other in [*trial.alternatives(value)[:MAX_OTHERS], MADE_UP, "", value.lower(), f"{value} "]:
                 yield "other cell", _with_row(rows, index, {**row, column: str(other)})
+            for operator, other in near_values(value):
+                yield operator, _with_row(rows, index, {**row, column: str(other)})
         for a, b in itertools.combinations(row, 2):
             yield "swapped cells", _with_row(rows, index, {**row, a: row[b], b: row[a]})
         yield from _two_cells(trial, rows, index)
@@ -108,12 +117,10 @@ def answer_mutants(trial: Trial) -> Iterator[tuple[str, str]]:
 
 
 def _two_cells(trial: Trial, rows: list[dict[str, str]], index: int) -> Iterator[tuple[str, str]]:
-    """Two cells of a row replaced at once, where the whole guess space is not tried anyway.
+    """Two cells of a row replaced at once.
 
     A condition that another rule backs up at one wrong cell may be all that stops two.
     """
-    if is_enumerable(trial):
-        return
     row = rows[index]
     options = {slot.column: slot.options for slot in trial.task.guess.slots if slot.row == index}
     changes = [
@@ -145,8 +152,9 @@ def _damaged_writes(trial: Trial) -> Iterator[tuple[str, tuple[Call, ...]]]:
         yield "write dropped", (*before, *after)
         yield "write repeated", (*before, call, call, *after)
         yield "stopped before a write", before
+        yield "stopped after a write", (*before, call)
         for name, other in _other_arguments(trial, call):
-            yield f"other {name}", (*before, replace(call, arguments={**call.arguments, **other}), *after)
+            yield name, (*before, replace(call, arguments={**call.arguments, **other}), *after)
         for other_call in write_calls(trial):
             if other_call.tool != call.tool and _overlap(other_call, call):
                 yield "other tool", (*before, other_call, *after)
@@ -165,15 +173,39 @@ def _other_arguments(trial: Trial, call: Call) -> Iterator[tuple[str, dict[str, 
     for param in tool.parameters:
         value = call.arguments[param.name]
         if param.enum:
-            yield from (("choice", {param.name: other}) for other in param.enum if other != value)
-        elif isinstance(value, str):
-            yield from (("row", {param.name: other}) for other in trial.alternatives(value)[:MAX_OTHERS])
-            yield "row", {param.name: MADE_UP}
+            yield from (("other choice", {param.name: other}) for other in param.enum if other != value)
         elif isinstance(value, bool):
-            yield "flag", {param.name: not value}
+            yield "other flag", {param.name: not value}
+        elif isinstance(value, str):
+            yield from (
+                ("other row", {param.name: other}) for other in trial.alternatives(value)[:MAX_OTHERS]
+            )
+            yield "other row", {param.name: MADE_UP}
+            yield from ((operator, {param.name: str(other)}) for operator, other in near_values(value))
         else:
-            yield from (("amount", {param.name: value + step}) for step in (-1, 1))
-            yield "amount", {param.name: -value}
+            yield from ((operator, {param.name: other}) for operator, other in near_values(value))
+            yield "other amount", {param.name: -value}
+
+
+def near_values(value: object) -> Iterator[tuple[str, object]]:
+    """What a slip makes of a number or a date, be it a text: off by one, or in another unit."""
+    if isinstance(value, str):
+        if _NUMBER.fullmatch(value):
+            value = float(value) if "." in value else int(value)
+        else:
+            yield from (("date off by one", other) for other in _near_dates(value))
+            return
+    if isinstance(value, int | float):
+        yield from (("off by one", value + step) for step in (-1, 1))
+        yield from (("other unit", value * 100) for _ in range(value != 0))
+
+
+def _near_dates(text: str) -> Iterator[str]:
+    try:
+        day = date.fromisoformat(text)
+        yield from ((day + timedelta(days=step)).isoformat() for step in (-1, 1))
+    except (ValueError, OverflowError):
+        return
 
 
 def _added_writes(trial: Trial) -> Iterator[tuple[str, tuple[Call, ...]]]:

@@ -6,22 +6,33 @@ from typing import Final
 
 from envs.task import GateRecord
 from synthesis.gates import (
+    channels,
     determinism,
+    false_negatives,
     floor,
     frame,
     gold,
     grounding,
     guessing,
+    injection,
+    leaks,
+    necessity,
+    provenance,
     schema,
+    shortcuts,
     solution_mutants,
     tampering,
+    twins,
     uniqueness,
+    verifier_mutants,
 )
 from synthesis.gates.trial import Trial
 from synthesis.general import Candidate
 
 _MODULES = (
-    schema, determinism, gold, floor, guessing, solution_mutants, tampering, frame, grounding, uniqueness,
+    schema, determinism, gold, floor, guessing, solution_mutants, tampering, channels, injection,
+    false_negatives, frame, grounding, uniqueness, necessity, leaks, shortcuts, twins, provenance,
+    verifier_mutants,
 )  # fmt: skip
 GATES: Final[dict[str, Callable[[Trial], GateRecord]]] = {module.GATE: module.check for module in _MODULES}
 GATE_VERSIONS: Final[dict[str, int]] = {module.GATE: module.VERSION for module in _MODULES}

@@ -2,13 +2,18 @@
 JSON.
 """
 
+import errno
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from synthesis import receipts
 from synthesis.corpus import MANIFEST
+from synthesis.general import DOMAINS
 from worldsmith.cli import main
+from worldsmith.synth_command import rejection_note
 
 SMALL = ["--count", "2", "--domain", "retail", "--levels", "1", "--seed", "3", "--workers", "0"]
 
@@ -33,14 +38,15 @@ def test_made_again_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["synth", "--count", "80", "--seed", "1", "--out", str(tmp_path / "x"), "--dry-run"]) == 0
+    argv = ["synth", "--domain", "trip,retail", "--count", "80", "--seed", "1", "--dry-run"]
+    assert main([*argv, "--out", str(tmp_path / "x")]) == 0
     assert "trip       level 4       10" in capsys.readouterr().out
     assert not (tmp_path / "x").exists()
 
 
 def test_the_domains_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synth", "--list-domains", "--json"]) == 0
-    assert set(last_json(capsys)) == {"trip", "retail"}
+    assert list(last_json(capsys)) == list(DOMAINS)
 
 
 @pytest.mark.parametrize(
@@ -93,3 +99,53 @@ def test_certify_refuses_what_is_no_corpus(
     assert main(["certify", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["certify", str(tmp_path / "nowhere")]) == 2
+
+
+def test_refusals_are_told_by_reason() -> None:
+    assert rejection_note(Counter()) == "0 refused"
+    counts = Counter({"G4 guessing": 1200, "G13 necessity": 2, "G3 floor": 1, "G1 determinism": 1})
+    assert rejection_note(counts) == "1,204 refused: G4 guessing 1,200, G13 necessity 2, G3 floor 1"
+
+
+@pytest.mark.parametrize("fails_at", ["tasks/", "worlds/", ".synth/tasks", "README.md", MANIFEST])
+def test_a_full_disk_is_one_line_and_tears_nothing(
+    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, whole = tmp_path / "x", receipts.write_whole
+
+    def full(path: Path, content: bytes) -> None:
+        if str(path.relative_to(out)).startswith(fails_at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        whole(path, content)
+
+    argv = ["synth", *SMALL, "--out", str(out)]
+    monkeypatch.setattr(receipts, "write_whole", full)
+    assert main(argv) == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device; make room and run the same command again" in error
+    assert fails_at in error
+    assert not (out / MANIFEST).exists()
+    monkeypatch.setattr(receipts, "write_whole", whole)
+    assert main(argv) == 0
+    assert main(["certify", str(out)]) == 0
+
+
+def test_a_corpus_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / MANIFEST).write_text('{"version": 7}')
+    for argv in (["certify", str(tmp_path)], ["synth", *SMALL, "--out", str(tmp_path)]):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert "corpus version 7" in error
+        assert "update Worldsmith" in error
+        assert error.count("\n") == 1
+    assert (tmp_path / MANIFEST).read_text() == '{"version": 7}'
+
+
+def test_a_corpus_that_fails_its_checks_is_exit_code_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("synthesis.tally.MIN_VERIFIER_KILLS", 1.1)
+    assert main(["synth", *SMALL, "--out", str(tmp_path / "x")]) == 1
+    assert "retail: verifier mutants does not hold" in capsys.readouterr().err
+    assert main(["certify", str(tmp_path / "x")]) == 1
+    assert "check verifier mutants does not hold" in capsys.readouterr().out

@@ -36,7 +36,16 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_the_count_is_spread_evenly_over_domains_and_levels() -> None:
-    specs = plan_shards(SynthConfig(count=10, seed=1, levels=(1, 2, 5), shard_rows=2, demonstrations=7))
+    specs = plan_shards(
+        SynthConfig(
+            domains=("trip", "retail"),
+            count=10,
+            seed=1,
+            levels=(1, 2, 5),
+            shard_rows=2,
+            demonstrations=7,
+        )
+    )
     rows: dict[tuple[str, str, int], int] = {}
     for spec in specs:
         rows[spec.kind, spec.domain, spec.level] = (
@@ -141,7 +150,19 @@ def test_a_shard_damaged_before_the_end_is_made_again(
     assert contents(directory) == contents(made_once)
 
 
-COMMAND = ["--count", "8", "--seed", "5", "--levels", "1,3", "--demonstrations", "12", "--slip-rate", "0,0.5"]
+COMMAND = [
+    *("--domain", "trip,retail"),
+    "--count",
+    "8",
+    "--seed",
+    "5",
+    "--levels",
+    "1,3",
+    "--demonstrations",
+    "12",
+    "--slip-rate",
+    "0,0.5",
+]
 
 
 @pytest.mark.slow
