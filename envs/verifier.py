@@ -99,7 +99,6 @@ class Grader:
         )
         names = ", ".join(f'"{column}" TEXT' for column in _answer_columns(task.answer))
         self._db.execute(f'CREATE TEMP TABLE answer ("row" INTEGER, {names})')
-        self._db.execute("SELECT 1 FROM json_each('[]')").fetchall()  # SQLite builds this table at first use
         self._is_own_statement = False
         self._db.set_authorizer(self._authorize)
 

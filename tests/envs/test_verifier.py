@@ -176,6 +176,16 @@ def test_a_clause_may_only_read(task: Task, image: bytes, sql: str) -> None:
         judge(greedy, play(task, image, [LOOK]))
 
 
+@pytest.mark.parametrize("table", ["json_each", "json_tree"])
+def test_a_clause_over_a_table_function_is_refused_and_does_not_end_the_process(
+    task: Task, image: bytes, table: str
+) -> None:
+    sql = f"SELECT 1 FROM (SELECT 1 AS n) a JOIN {table}('[0, 1]') t WHERE t.value > 5"
+    odd = replace(task, clauses=(Clause(name="odd", part="goal", sql=sql),))
+    with pytest.raises(GraderError, match="clause odd"):
+        judge(odd, play(task, image, [LOOK]))
+
+
 ROWS = AnswerSpec(kind="rows", columns=("a", "b"), num_rows=1)
 
 
