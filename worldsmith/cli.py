@@ -9,6 +9,7 @@ where an exception becomes a line on standard error and an exit code:
 A traceback is shown for a fault of our own, or for anything with WORLDSMITH_DEBUG=1.
 """
 
+import errno
 import importlib
 import importlib.metadata
 import os
@@ -111,9 +112,28 @@ def report_error(name: str, error: Exception) -> int:
             f"worldsmith {name}: a fault in Worldsmith itself, see above; please report it", file=sys.stderr
         )
         return INFRASTRUCTURE
-    message = " ".join(str(error).split()) or type(error).__name__
-    print(f"worldsmith {name}: {message}", file=sys.stderr)
+    print(f"worldsmith {name}: {one_line(error)}", file=sys.stderr)
     return code
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.EACCES: "give a path that this user may read and write",
+    errno.EPERM: "give a path that this user may read and write",
+    errno.EROFS: "give a path on a file system that can be written",
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+}
+
+
+def one_line(error: Exception) -> str:
+    """What happened, where and, for the usual faults of a disk, what to do."""
+    if isinstance(error, OSError) and error.strerror and error.errno is not None:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        remedy = REMEDIES.get(error.errno)
+        return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def exit_code_of(error: Exception) -> int | None:

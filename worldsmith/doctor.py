@@ -4,7 +4,6 @@ A guarantee that could not be shown counts as absent. Exits with 0 when an isola
 when none does or a running one lets an attack through, 2 on bad usage, 3 when reaping fails.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -23,6 +22,7 @@ from envs.sandbox import cgroups, docker_engine, leases, namespaces
 from envs.sandbox.contract import Capabilities, Limits, Sandbox, SandboxError
 from envs.sandbox.probes import ATTACKS, probe
 from envs.sandbox.trusted_process import trusted_process_box
+from worldsmith.arguments import CommandParser
 
 COMMAND = "worldsmith doctor"
 MIN_FREE_GB = 10
@@ -43,9 +43,7 @@ class Tier:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of stdout")
     parser.add_argument(
         "--reap", action="store_true", help="only remove boxes whose run is dead or whose lease is over"

@@ -6,7 +6,6 @@ is there already is tried, and made anew where it does not run. Exits with 0 whe
 bad usage, 3 when no image could be had.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -14,14 +13,13 @@ from pathlib import Path
 
 from envs.sandbox.contract import SandboxUnavailableError
 from envs.sandbox.images import build_base_image
+from worldsmith.arguments import CommandParser
 
 COMMAND = "worldsmith images"
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("images", __doc__)
     parser.add_argument("action", choices=["build"], help="build: make the image exist in the engine")
     parser.add_argument("--no-registry", action="store_true", help="build without asking a registry")
     parser.add_argument("--cache", type=Path, default=None, metavar="DIR", help="where built images are kept")

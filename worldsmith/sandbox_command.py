@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from envs.sandbox.choose import TIERS, choose_sandbox
 from envs.sandbox.contract import ExecResult, Limits, SandboxError, SandboxLostError, model_view
+from worldsmith.arguments import CommandParser
 
 COMMAND = "worldsmith sandbox"
 
@@ -50,10 +51,8 @@ def main(argv: list[str]) -> int:
     return 3 if shown.exit_code is None else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _parser() -> CommandParser:
+    parser = CommandParser("sandbox", __doc__)
     parser.add_argument(
         "--tier", choices=TIERS, default="auto", help="how strongly to isolate (default: auto)"
     )
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _limits(parser: argparse.ArgumentParser, memory_mb: int) -> Limits:
+def _limits(parser: CommandParser, memory_mb: int) -> Limits:
     try:
         return Limits(memory_mb=memory_mb)
     except ValueError as error:

@@ -70,6 +70,25 @@ def test_an_unknown_option_is_one_line_that_names_the_nearest(capsys: pytest.Cap
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_a_mistake_in_any_command_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([name, "--no-such-option"]) == cli.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith(f"worldsmith {name}: ")
+    assert said.count("\n") == 1
+
+
+def test_a_fault_of_the_disk_says_where_and_what_to_do(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(fail_with(OSError(28, "No space left on device", "corpora/train/corpus.json")))
+    assert cli.main(["scripted"]) == cli.INFRASTRUCTURE
+    assert capsys.readouterr().err == (
+        "worldsmith scripted: corpora/train/corpus.json: No space left on device;"
+        " free some space, then run the same command again\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
