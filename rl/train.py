@@ -12,7 +12,6 @@ Run again on the same directory, it goes on where it was: each stage keeps check
 """
 
 import copy
-import logging
 import os
 import random
 import time
@@ -21,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
 from envs.files import write_whole
@@ -49,6 +47,7 @@ from rl.learner import Feed, Learner, Objective, make_args
 from rl.losses import LossConfig
 from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step, rewards_of
 from rl.observer import Observer, Silent
+from rl.ray_session import ray_session
 from rl.rollout_worker import ReplicaConfig, Workers
 from rl.run import TIER, Data, Run, sampling
 from rl.run_files import RunLog, trim_metrics
@@ -205,33 +204,6 @@ def new_model(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
 
 def encode_all(demonstrations: Sequence[Demonstration], codec: TextCodec) -> list[Transcript]:
     return [encode_conversation(d.messages, d.tools, codec) for d in demonstrations]
-
-
-def ray_session(workers: int) -> Any:
-    """A local Ray with a slot for each worker; an already running one is used as it is."""
-    return _RaySession(workers)
-
-
-class _RaySession:
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._mine = False
-
-    def __enter__(self) -> None:
-        if ray.is_initialized():
-            return
-        self._mine = True
-        ray.init(
-            num_cpus=max(self._workers, os.cpu_count() or 1),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1])])}},
-        )
-
-    def __exit__(self, *_: object) -> None:
-        if self._mine:
-            ray.shutdown()
 
 
 def start_workers(run: Run) -> Workers:

@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by the libraries below as t
 from envs.task import stable_seed
 from rl.config import TrainConfig, load_config
 from rl.measure import read_metrics
+from rl.ray_session import ray_session
 from rl.run import TIER
 from rl.run_files import RunLog, locked
 from rl.train import train
@@ -26,7 +27,7 @@ from worldsmith.progress import Progress, duration
 from worldsmith.watching import Watcher
 
 DOMAINS = ("trip", "retail")
-NUM_TASKS = 3200
+NUM_TASKS = 3000
 NUM_HELDOUT = 400
 SLIP_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)
 """Four clean demonstrations for each one of mixed quality."""
@@ -68,8 +69,11 @@ def main(argv: list[str]) -> int:
         log = RunLog(out, command="demo", config=config.model_dump(mode="json"), tier=TIER, seed=args.seed)
         watcher = Watcher(out)
         watcher.wrote()
-        make_corpora(log, out, seed=args.seed, num_demonstrations=demonstrations_needed(config))
-        summary = train(config, training_data(corpus, heldout), out, watcher, log)
+        with ray_session(
+            config.rollout.workers
+        ):  # one for both corpora and for training: it starts in seconds
+            make_corpora(log, out, seed=args.seed, num_demonstrations=demonstrations_needed(config))
+            summary = train(config, training_data(corpus, heldout), out, watcher, log)
         watcher.close()
     print_result(out, summary, time.monotonic() - begun, as_json=args.json)
     return 0

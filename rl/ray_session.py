@@ -1,0 +1,29 @@
+"""The Ray that a run works on: one of its own on this machine, or the one that runs already."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from envs.child_processes import share_packages
+
+
+@contextmanager
+def ray_session(workers: int) -> Iterator[None]:
+    """A local Ray with a slot for each worker; an already running one is used as it is, and left running."""
+    if ray.is_initialized():
+        yield
+        return
+    share_packages()
+    ray.init(
+        num_cpus=max(workers, os.cpu_count() or 1),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
