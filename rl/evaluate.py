@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from envs.agents import make_agent, play_agent
-from envs.episode import TaskEnv
+from envs.episode import StepResult, TaskEnv
+from envs.families.code import CodeTask
 from envs.outcome import Cause
-from envs.task import stable_seed
-from rl.rollout import PlayableTask
+from envs.task import Message, Task, stable_seed
 from rl.statistics import PassRate, mean_over_tasks, pass_at_k, pass_hat_k, pass_rate
-from rl.trajectory import PlayRequest, hack_label
+from rl.trajectory import PlayableTask, PlayRequest, hack_label
 
 Row = dict[str, Any]
 """One episode: task_id, domain, level, sample, reward, cause and what else `rl.trajectory.episode_row`
@@ -20,7 +20,7 @@ writes.
 """
 
 
-def requests_for(tasks: Sequence[PlayableTask], *, samples: int, seed: int) -> list[PlayRequest]:
+def requests_for(task_ids: Sequence[str], *, samples: int, seed: int) -> list[PlayRequest]:
     """One request for each task and sample, a task's samples in one group."""
     return [
         PlayRequest(
@@ -28,9 +28,9 @@ def requests_for(tasks: Sequence[PlayableTask], *, samples: int, seed: int) -> l
             group=index,
             sample=sample,
             attempt=0,
-            seed=stable_seed(seed, playable.task.task_id, sample, 0),
+            seed=stable_seed(seed, task_id, sample, 0),
         )
-        for index, playable in enumerate(tasks)
+        for index, task_id in enumerate(task_ids)
         for sample in range(samples)
     ]
 
@@ -45,7 +45,8 @@ def play_scripted(
     on_episode: Callable[[], None] | None = None,
 ) -> Iterable[Row]:
     """Plays a scripted agent (oracle, null, random, greedy) in this process."""
-    for request in requests_for(tasks, samples=samples, seed=seed):
+    task_ids = [playable.task.task_id for playable in tasks]
+    for request in requests_for(task_ids, samples=samples, seed=seed):
         playable = tasks[request.task_index]
         task = playable.task
         env = TaskEnv(task, playable.image, honeypots=honeypots)
@@ -53,23 +54,37 @@ def play_scripted(
             result, messages = play_agent(env, make_agent(policy, task, request.seed))
         finally:
             env.close()
-        yield {
-            "task_id": task.task_id,
-            "family": task.family,
-            "domain": task.domain,
-            "level": task.level,
-            "sample": request.sample,
-            "attempt": request.attempt,
-            "seed": request.seed,
-            "reward": result.reward,
-            "cause": str(result.cause),
-            "reason": result.verdict.reason if result.verdict else "",
-            **hack_label(result.baits),
-            "turns": sum(message.role == "assistant" for message in messages),
-            "messages": messages,
-        }
+        yield scripted_row(request, task, result, messages)
         if on_episode is not None:
             on_episode()
+
+
+def scripted_row(
+    request: PlayRequest,
+    task: Task | CodeTask,
+    result: StepResult | None,
+    messages: Sequence[Message],
+    *,
+    cause: Cause | None = None,
+) -> Row:
+    """The row of a scripted agent's episode; without a result it was lost, and `cause` says to what."""
+    assert result is not None or cause is not None
+    verdict = result.verdict if result is not None else None
+    return {
+        "task_id": task.task_id,
+        "family": task.family,
+        "domain": task.domain,
+        "level": task.level,
+        "sample": request.sample,
+        "attempt": request.attempt,
+        "seed": request.seed,
+        "reward": result.reward if result is not None else None,
+        "cause": str(result.cause if result is not None else cause),
+        "reason": verdict.reason if verdict is not None else "",
+        **hack_label(result.baits if result is not None else ()),
+        "turns": sum(message.role == "assistant" for message in messages),
+        "messages": messages,
+    }
 
 
 def summarize(rows: Sequence[Row], *, unseen_levels: Collection[tuple[str, int]] = ()) -> Row:

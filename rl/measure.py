@@ -92,7 +92,9 @@ def evaluate(
         requests = [
             replace(request, task_index=request.task_index + offset)
             for request in requests_for(
-                run.data.heldout, samples=run.config.eval.samples, seed=run.config.seed
+                [playable.task.task_id for playable in run.data.heldout],
+                samples=run.config.eval.samples,
+                seed=run.config.seed,
             )
         ]
         started = time.monotonic()

@@ -11,20 +11,12 @@ from dataclasses import dataclass, field
 
 from envs.episode import StepResult, TaskEnv
 from envs.outcome import Cause
-from envs.task import Message, Task
+from envs.task import Message
 from policies import chat_format
 from policies.engine import Engine, Sampling, SessionRecord, Turn
 from policies.tokenizer import TextCodec
-from rl.trajectory import PlayRequest, Trajectory
+from rl.trajectory import PlayableTask, PlayRequest, Trajectory
 from rl.transcript import environment_text, prompt_text, to_message
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlayableTask:
-    """A task with its world's bytes."""
-
-    task: Task
-    image: bytes
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ from policies.engine import Engine, Sampling
 from policies.model.checkpoint import load_model
 from policies.tokenizer import TextCodec, load_tokenizer
 from policies.weights import PublishedWeights, verified_state
-from rl.rollout import PlayableTask, Player
-from rl.trajectory import PlayRequest, Trajectory
+from rl.rollout import Player
+from rl.trajectory import PlayableTask, PlayRequest, Trajectory
 
 MAX_ATTEMPTS = 3
 

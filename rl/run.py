@@ -8,8 +8,8 @@ from envs.sandbox.requirements import IN_PROCESS
 from policies.engine import Sampling
 from rl.config import TrainConfig
 from rl.observer import Observer
-from rl.rollout import PlayableTask
 from rl.run_files import RunLog
+from rl.trajectory import PlayableTask
 from rl.transcript import Demonstration
 
 TIER = IN_PROCESS.tier

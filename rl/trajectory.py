@@ -11,7 +11,7 @@ import numpy as np
 
 from envs.outcome import Bait, Cause
 from envs.sandbox.contract import Capabilities
-from envs.task import Message
+from envs.task import Message, Task
 from envs.verifier import Verdict
 
 TRAJECTORY_VERSION = 1
@@ -53,6 +53,14 @@ class Trajectory:
     @property
     def num_sampled(self) -> int:
         return sum(self.sampled)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlayableTask:
+    """A task with its world's bytes."""
+
+    task: Task
+    image: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

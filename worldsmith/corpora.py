@@ -2,13 +2,15 @@
 take.
 """
 
+from collections import Counter
 from pathlib import Path
 
+from envs.families.code import CodeTask, code_task_from_json
 from envs.sandbox.requirements import IN_PROCESS, check_requirements, required_by
-from rl.rollout import PlayableTask
 from rl.run import Data
+from rl.trajectory import PlayableTask
 from rl.transcript import Demonstration
-from synthesis.corpus import check_disjoint, read_corpus, read_toolsets
+from synthesis.corpus import MANIFEST, check_disjoint, read_corpus, read_toolsets
 from synthesis.demonstrations import read_demonstrations
 
 
@@ -20,6 +22,23 @@ def playable_tasks(directory: Path, *, limit: int | None = None) -> list[Playabl
     if not tasks:
         raise ValueError(f"{directory}: the corpus holds no tasks; make some with worldsmith synth --count")
     check_requirements(required_by((one.task.task_id, one.task.requires) for one in tasks), IN_PROCESS)
+    return tasks
+
+
+def holds_code_tasks(directory: Path) -> bool:
+    """A folder of task files, and no corpus."""
+    return not (directory / MANIFEST).exists() and any(directory.glob("*.json"))
+
+
+def code_tasks(directory: Path, *, limit: int | None = None) -> list[CodeTask]:
+    """The code tasks of a folder, a JSON file each, by name. Raises ValueError where one cannot be read or
+    two have one id.
+    """
+    paths = sorted(directory.glob("*.json"))[:limit]
+    tasks = [code_task_from_json(path.read_bytes(), where=str(path)) for path in paths]
+    for path, (task_id, count) in zip(paths, Counter(task.task_id for task in tasks).items(), strict=False):
+        if count > 1:
+            raise ValueError(f"{path}: {count} tasks have the id {task_id!r}; give each its own")
     return tasks
 
 

@@ -3,7 +3,7 @@
 Example: worldsmith eval --tasks corpora/heldout --policy local:runs/demo/policy --samples 4 --out runs/eval
 
 Policies: oracle (the gold), null (does nothing), random (a blind guess), greedy, local:DIR (a policy of
-ours).
+ours). DIR may also hold code tasks, a JSON file each: oracle and null play them in boxes.
 """
 
 import argparse
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from envs.files import write_whole
+from envs.sandbox.choose import TIERS
 from envs.sandbox.requirements import IN_PROCESS
 from rl.evaluate import Row, play_scripted, requests_for, summarize
-from rl.rollout import PlayableTask
 from rl.run_files import RunLog, locked
-from rl.trajectory import scripted_line
+from rl.trajectory import PlayableTask, scripted_line
 from worldsmith.arguments import CommandParser, did_you_mean
-from worldsmith.corpora import playable_tasks
+from worldsmith.code_evaluation import Evaluation, code_evaluation
+from worldsmith.corpora import holds_code_tasks, playable_tasks
 from worldsmith.progress import Progress
 from worldsmith.report import write_report
 
@@ -34,23 +35,29 @@ def main(argv: list[str]) -> int:
     _check_policy(args.policy)
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
-    tasks = playable_tasks(args.tasks, limit=args.limit)
-    print(f"tier: {TIER}; {len(tasks):,} tasks, {args.samples} sample(s) each", file=sys.stderr)
+    if args.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {args.workers}")
+    if holds_code_tasks(args.tasks):
+        played = code_evaluation(args)
+    else:
+        if args.sandbox is not None:
+            raise ValueError("--sandbox: this corpus' tools are ours and run in this process; leave it out")
+        played = _general_evaluation(args)
+    print(f"tier: {played.tier}; {played.num_tasks:,} tasks, {args.samples} sample(s) each", file=sys.stderr)
     if args.dry_run:
         return 0
-    config = {"tasks": str(args.tasks), "policy": args.policy, "samples": args.samples, "limit": args.limit}
-    config["honeypots"] = args.honeypots
+    names = ("policy", "samples", "limit", "honeypots", "sandbox", "workers")
+    config = {"tasks": str(args.tasks), **{name: getattr(args, name) for name in names}}
     with locked(args.out):
         if (args.out / "run.json").exists():
             raise ValueError(f"{args.out}: holds a run already; give --out another directory")
-        log = RunLog(args.out, command="eval", config=config, tier=TIER, seed=args.seed)
+        log = RunLog(args.out, command="eval", config=config, tier=played.tier, seed=args.seed)
         with (
             log.stage("evaluation"),
-            Progress("eval", total=len(tasks) * args.samples, unit="episodes") as progress,
+            Progress("eval", total=played.num_tasks * args.samples, unit="episodes") as progress,
         ):
-            play = _play_scripted if args.policy in SCRIPTED else _play_local
-            rows, lines = play(args, tasks, progress)
-        summary = summarize(rows) | _guess_rate(tasks)
+            rows, lines = played.play(progress)
+        summary = {"tier": played.tier, **summarize(rows), **played.facts}
         log.metric("eval", {"when": "after", "policy": args.policy, **summary})
         write_whole(args.out / "trajectories" / "eval.jsonl", "".join(line + "\n" for line in lines).encode())
         _write_episodes(args.out, rows)
@@ -58,6 +65,17 @@ def main(argv: list[str]) -> int:
     write_report(args.out)
     _print(args, summary)
     return 0
+
+
+def _general_evaluation(args: argparse.Namespace) -> Evaluation:
+    tasks = playable_tasks(args.tasks, limit=args.limit)
+    play = _play_scripted if args.policy in SCRIPTED else _play_local
+    return Evaluation(
+        tier=TIER,
+        num_tasks=len(tasks),
+        play=lambda progress: play(args, tasks, progress),
+        facts=_guess_rate(tasks),
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="play only the first LIMIT tasks (default: all)")
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="of a local policy (default: 1; 0: greedy)"
+    )
+    parser.add_argument(
+        "--sandbox",
+        choices=[tier for tier in TIERS if tier != "process"],
+        help="tier of the boxes of code tasks (default: auto, the strongest that works here)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="Ray actors that play code tasks, each with its boxes"
     )
     parser.add_argument(
         "--honeypots",
@@ -131,7 +157,8 @@ def _play_local(
         ),
         tasks,
     )
-    requests = requests_for(tasks, samples=args.samples, seed=args.seed)
+    task_ids = [playable.task.task_id for playable in tasks]
+    requests = requests_for(task_ids, samples=args.samples, seed=args.seed)
     sampling = Sampling(temperature=args.temperature, max_new_tokens=256)
     played = []
     for trajectory in worker.play_each(requests, sampling):
@@ -160,7 +187,7 @@ def _guess_rate(tasks: Sequence[PlayableTask]) -> dict[str, Any]:
 
 def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     if args.json:
-        print(json.dumps({"policy": args.policy, "tier": TIER, "out": str(args.out), **summary}))
+        print(json.dumps({"policy": args.policy, "out": str(args.out), **summary}))
         return
     if summary["pass_rate"] is None:
         print(f"no episode could be measured: {summary['causes']}")
@@ -177,4 +204,4 @@ def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
     print(f"causes       {summary['causes']}; infrastructure errors {summary['infrastructure_errors']}")
     if args.honeypots:
         print(f"suspected    {summary['suspected_hacks']} of the episodes touched bait")
-    print(f"tier         {TIER}\nreport       {args.out}/report.html")
+    print(f"tier         {summary['tier']}\nreport       {args.out}/report.html")

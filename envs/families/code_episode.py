@@ -36,7 +36,10 @@ MAX_COMMAND_CHARS = 100_000
 
 
 class CodeEnv(gymnasium.Env[str, str]):
-    """Plays `task` in boxes that `make_box` gives unstarted, all of one tier. `honeypots` adds bait."""
+    """Plays `task` in boxes that `make_box` gives, all of one tier. `honeypots` adds bait.
+
+    make_grader_box: gives the boxes to grade in, fresh from the image each (default: as `make_box`).
+    """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own declaration)
 
@@ -45,6 +48,7 @@ class CodeEnv(gymnasium.Env[str, str]):
         task: CodeTask,
         make_box: Callable[[], Sandbox],
         *,
+        make_grader_box: Callable[[], Sandbox] | None = None,
         honeypots: bool = False,
         render_mode: str | None = None,
     ) -> None:
@@ -54,6 +58,7 @@ class CodeEnv(gymnasium.Env[str, str]):
         self.observation_space = OBSERVATION_SPACE
         self.journal: list[JournalEntry] = []
         self._make_box = make_box
+        self._make_grader_box = make_grader_box or make_box
         self._bait = CodeBait(task) if honeypots else None
         self._box: Sandbox | None = None
         self._turns = Turns(task.max_turns)
@@ -148,7 +153,7 @@ class CodeEnv(gymnasium.Env[str, str]):
         if collected.fault is not None:
             passed, reason = False, collected.fault
         else:
-            result = grade(collected.files, self.task.tests, self._make_box)
+            result = grade(collected.files, self.task.tests, self._make_grader_box)
             passed, reason = result.passed, result.reason
         return Verdict(
             score=1.0 if passed else 0.0,

@@ -10,8 +10,8 @@ from envs.outcome import Cause
 from policies import chat_format
 from policies.engine import Sampling, SessionRecord, Turn
 from policies.tokenizer import TextCodec, build_tokenizer
-from rl.rollout import PlayableTask, Player
-from rl.trajectory import PlayRequest, Trajectory
+from rl.rollout import Player
+from rl.trajectory import PlayableTask, PlayRequest, Trajectory
 from rl.transcript import reply_text
 from synthesis.general import DOMAINS, make_candidate
 

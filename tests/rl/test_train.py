@@ -11,9 +11,9 @@ from envs.task import Task
 from policies.model.checkpoint import load_model
 from rl.config import TrainConfig
 from rl.measure import read_metrics
-from rl.rollout import PlayableTask
 from rl.run import Data
 from rl.train import train
+from rl.trajectory import PlayableTask
 from rl.transcript import Demonstration
 from synthesis.demonstrations import demonstrate_once
 from synthesis.general import DOMAINS, make_candidate
