@@ -121,7 +121,7 @@ def advise(tiers: list[Tier], machine: dict[str, Any]) -> list[str]:
                 f"tier {tier.name} does not hold: {missing}; see docs/sandboxes.md before you rely on it"
             )
     if machine["torch"] is None:
-        advice.append("torch is not installed: run make setup")
+        advice.append("torch is not installed: run make environment")
     if not machine["vllm_importable"]:
         advice.append(
             "vLLM is not installed; only the policies vllm:DIR need it: pip install 'worldsmith[vllm]' (GPU)"
