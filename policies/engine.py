@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from policies.model.cache import LatentCache, allocate_cache
 from policies.model.decode import FusedDecoder, NewTokens
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.packing import pack
 from policies.model.sampling import Sampling, draw, process_logits
-from policies.replay import missing_route, route_dtype
+from policies.replay import LIVE, join_selected, missing_route, record_selected, route_dtype
 
 __all__ = ["Engine", "Sampling", "SessionRecord", "Turn"]
 
@@ -56,6 +57,9 @@ class SessionRecord:
     """Per token the ids that survived top-p and top-k; empty where nothing was cut or nothing sampled."""
     weights_versions: list[int]
     """Per token, the version that sampled it or, for other tokens, read it; -1 where it was never read."""
+    selected: np.ndarray | None = None
+    """[T, L, K] uint16 (uint32 for long caches): the positions that each token attended to in each layer; the
+    type's largest value beyond them, and where the token was never read. None: the engine records none."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
@@ -73,6 +77,7 @@ class _Session:
     versions: list[int] = field(default_factory=list)
     kept: dict[int, list[int]] = field(default_factory=dict)
     routes: list[np.ndarray] = field(default_factory=list)
+    selected: list[np.ndarray] = field(default_factory=list)
 
     def add(self, token_ids: Sequence[int]) -> None:
         self.tokens.extend(token_ids)
@@ -98,6 +103,7 @@ class Engine:
         num_slots: int,
         max_length: int,
         stop_token_ids: Collection[int],
+        record_selected: bool = False,
     ) -> None:
         if num_slots < 1 or max_length < 2:
             raise ValueError(
@@ -108,6 +114,7 @@ class Engine:
         self.max_length = max_length
         self.stop_token_ids = frozenset(stop_token_ids)
         self.version = 0
+        self._record_selected = record_selected
         self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
         self._fused = FusedDecoder(model)
         self._sessions: dict[int, _Session] = {}
@@ -199,6 +206,7 @@ class Engine:
             routes=routes,
             kept_sets=[state.kept.get(place, []) for place in range(len(state.tokens))],
             weights_versions=state.versions,
+            selected=join_selected(state.selected, len(state.tokens)) if self._record_selected else None,
         )
 
     def load_weights(self, state_dict: Mapping[str, Tensor], *, version: int) -> None:
@@ -242,10 +250,12 @@ class Engine:
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         batch = pack(len(prompts), longest, torch.arange(longest) < lengths[:, None], ids.device)
         captured: list[tuple[Tensor, Tensor]] = []
-        hidden_ND, used, _ = self.model.model(ids, batch, capture=captured)
+        places: list[Tensor] | None = [] if self._record_selected else None
+        hidden_ND, used, _ = self.model.model(ids, batch, capture=captured, record=places)
         routes = self._routes(used)
+        selected = self._selected(places)
         rows: list[Tensor] = []
-        places: list[Tensor] = []
+        cells: list[Tensor] = []
         last: list[int] = []
         start = 0
         for prompt, group in zip(prompts, members, strict=True):
@@ -253,20 +263,30 @@ class Engine:
             for session in group:
                 assert session.slot is not None
                 rows.append(torch.arange(start, stop))
-                places.append(torch.arange(len(prompt)) + session.slot * self.max_length)
+                cells.append(torch.arange(len(prompt)) + session.slot * self.max_length)
                 last.append(stop - 1)
                 session.mark_read(len(prompt), routes[start:stop], self.version)
+                if selected is not None:
+                    session.selected.append(selected[start:stop])
             start = stop
-        all_rows, all_places = torch.cat(rows), torch.cat(places)
+        all_rows, all_cells = torch.cat(rows), torch.cat(cells)
         rope_dim = self.model.config.qk_rope_head_dim
         for layer, (latents, index_keys) in enumerate(captured):
             kept = (latents[all_rows], index_keys[all_rows])
-            self._cache.write_captured(layer, all_places, kept, rope_dim)
+            self._cache.write_captured(layer, all_cells, kept, rope_dim)
         return self.model.lm_head(hidden_ND[last])
 
     def _routes(self, used: list[Tensor]) -> np.ndarray:
         dtype = route_dtype(self.model.config.n_routed_experts)
         return torch.stack(used, 1).numpy().astype(dtype) if used else np.zeros((1, 0, 1), dtype)
+
+    def _selected(self, places: list[Tensor] | None) -> np.ndarray | None:
+        """The layers' places, [N, K] each with -1 for none, as one record [N, L, K]."""
+        if places is None:
+            return None
+        width = max(layer.shape[1] for layer in places)
+        padded = [functional.pad(layer, (0, width - layer.shape[1]), value=LIVE) for layer in places]
+        return record_selected(torch.stack(padded, 1))
 
     def _read(self, sessions: list[_Session]) -> Tensor:
         """All unread tokens of these sessions in one flat forward: logits after the last of each."""
@@ -283,10 +303,14 @@ class Engine:
         )
         counts = [len(s.tokens) - s.num_read for s in sessions]
         ends = np.cumsum(counts)
-        logits, routes_NLK = self._fused.forward(tokens, self._cache, torch.from_numpy(ends - 1))
+        places: list[Tensor] | None = [] if self._record_selected else None
+        logits, routes_NLK = self._fused.forward(tokens, self._cache, torch.from_numpy(ends - 1), places)
+        selected = self._selected(places)
         routes = routes_NLK.numpy().astype(route_dtype(self.model.config.n_routed_experts))
         for session, count, end in zip(sessions, counts, ends.tolist(), strict=True):
             session.mark_read(len(session.tokens), routes[end - count : end], self.version)
+            if selected is not None:
+                session.selected.append(selected[end - count : end])
         return logits
 
     def _sample(self, sessions: list[_Session], logits_NV: Tensor) -> None:

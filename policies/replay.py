@@ -83,6 +83,25 @@ def record_selected(selected_SLK: Tensor) -> np.ndarray:
     return values.astype(dtype)
 
 
+def join_selected(parts: Sequence[np.ndarray], num_tokens: int) -> np.ndarray:
+    """Records [t, L, K] of a sequence's successive reads as one [T, L, K] of T = `num_tokens`.
+
+    What was read later may have chosen among more; what was never read has no record.
+    """
+    if not parts:
+        return np.zeros((num_tokens, 0, 1), np.uint16)
+    dtype = np.result_type(*parts)
+    width = max(part.shape[2] for part in parts)
+    joined = np.full((num_tokens, parts[0].shape[1], width), missing_route(dtype), dtype)
+    start = 0
+    for part in parts:
+        values = part.astype(dtype)
+        values[part == missing_route(part.dtype)] = missing_route(dtype)
+        joined[start : start + len(part), :, : part.shape[2]] = values
+        start += len(part)
+    return joined
+
+
 def pad_kept_sets(
     records: Sequence[Sequence[Sequence[int]]], *, num_columns: int, offsets: Sequence[int]
 ) -> Tensor:

@@ -92,6 +92,20 @@ class RolloutSection(Section):
     """Tokens of a context; an episode that needs more ends."""
     max_new_tokens: int = Field(default=48, ge=1)
     """Tokens of one turn."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, in training and in evaluation."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of most likely tokens whose probability reaches this."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample from so many most likely tokens; 0: all."""
+    keep_routing: bool = True
+    """The learner uses the experts that the rollout used."""
+    keep_selection: bool = False
+    """The learner attends to the positions that the rollout's sparse attention selected. In synchronous
+    training with a frozen indexer it selects the same ones by itself, without the memory that records take.
+    """
+    keep_sampling_mask: bool = True
+    """With top_p or top_k: the learner's distribution is over the ids that could be sampled."""
 
 
 class EvalSection(Section):

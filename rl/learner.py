@@ -2,37 +2,41 @@
 
 TRL and accelerate keep their work (data loading, accumulation, optimizer, devices, checkpoints).
 `rollout_func` hands in the exact token ids that were sampled; three overrides attach what a trajectory knows
-beyond them: the replica's log-probabilities as pi_old, the routes to replay, and the loss of `rl.losses`.
+beyond them: the replica's log-probabilities as pi_old, its recorded choices, and the loss of `rl.losses`.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from policies.model.decoder import WorldsmithForCausalLM
+from policies.replay import restrict_logits
 from rl.advantage import group_advantages
 from rl.losses import LossConfig, grpo_loss
+from rl.recorded import Keep, Recorded, attach, detach, entropy, recorded, rows_of
 from rl.trajectory import Trajectory
-
-MISSING_ROUTE = 255
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """reference: the policy that the KL is measured to; None where its weight is 0."""
+    """reference: the policy that the KL is measured to; None where its weight is 0.
+    keep: which of a rollout's choices the learner is held to.
+    """
 
     loss: LossConfig
     reference: WorldsmithForCausalLM | None = None
+    keep: Keep = field(default_factory=Keep)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +69,7 @@ class Learner(GRPOTrainer):
         self._feed = feed
         self._group_size = int(args.num_generations or 1)
         self._batch: Sequence[Trajectory] = ()
-        self._active_routes: Tensor | None = None
+        self._active = Recorded()
         self._terms: list[dict[str, float]] = []
         rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
         tickets = Dataset.from_dict({"prompt": [f"ticket {i}" for i in range(rows_per_step)]})
@@ -83,6 +87,7 @@ class Learner(GRPOTrainer):
                 optimizers=(optimizer, None),
                 callbacks=[_AfterStep(feed.after_step)],
             )
+        self.remove_callback(PrinterCallback)  # the run has a log and a progress line of its own
 
     @property
     def step_metrics(self) -> dict[str, float]:
@@ -98,20 +103,21 @@ class Learner(GRPOTrainer):
         return self._batch
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds to TRL's batch: the replica's log-probabilities as pi_old, routes, the reference's
-        log-probabilities.
+        """Adds to TRL's batch: the replica's log-probabilities as pi_old, its recorded choices, the
+        reference's log-probabilities.
         """
         output = super()._generate_and_score_completions(inputs)
         rewards = torch.tensor([math.nan if t.reward is None else t.reward for t in self._batch])
         output["advantages"] = group_advantages(rewards, self._group_size)
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
-        output["routes"] = _padded_routes(
-            self._batch, output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
-        )
+        widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
+        records = recorded(self._batch, *widths, self._objective.keep)
+        attach(output, records)
         if self._objective.reference is not None:
             input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-            with torch.no_grad():
+            # The reference chooses experts and positions for itself, over the ids that could be sampled.
+            with torch.no_grad(), self._held_to(Recorded(kept=records.kept)):
                 output["ref_per_token_logps"] = self._get_per_token_logps_and_entropies(
                     self._objective.reference,
                     input_ids,
@@ -136,38 +142,41 @@ class Learner(GRPOTrainer):
         **ignored: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities [B, T] of the completion, at the sampler's temperature, with the rollout's
-        routes forced.
+        recorded choices forced.
         """
         size = batch_size or len(input_ids)
         logps: list[Tensor] = []
         entropies: list[Tensor] = []
         for rows in torch.arange(len(input_ids)).split(size):
-            routes = None if self._active_routes is None else self._active_routes[rows]
+            held = rows_of(self._active, rows)
             output = model(
                 input_ids=input_ids[rows],
                 attention_mask=attention_mask[rows],
                 logits_to_keep=logits_to_keep + 1,
-                routes=routes,
+                routes=held.routes,
+                selected=held.selected,
             )
-            all_logps = (output.logits[:, :-1] / self.temperature).log_softmax(dim=-1)
+            logits = output.logits[:, :-1] / self.temperature
+            if held.kept is not None:
+                logits = restrict_logits(logits, held.kept[:, -logits_to_keep:])
+            all_logps = logits.log_softmax(dim=-1)
             targets = input_ids[rows, -logits_to_keep:]
             logps.append(all_logps.gather(-1, targets[..., None]).squeeze(-1))
             if compute_entropy:
-                entropies.append(-(all_logps.detach().exp() * all_logps.detach()).sum(dim=-1))
+                entropies.append(entropy(all_logps.detach()))
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
-        """The loss of `rl.losses` on one micro-batch; routes stay in force through the backward pass."""
+        """The loss of `rl.losses` on one micro-batch."""
         input_ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
         attention_mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
         mask_BT = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
-        self._active_routes = inputs["routes"]
-        logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, inputs["completion_ids"].shape[1], compute_entropy=True
-        )
-        self._active_routes = None
+        with self._held_to(detach(inputs)):
+            logp_BT, entropy_BT, _ = self._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, inputs["completion_ids"].shape[1], compute_entropy=True
+            )
         terms = grpo_loss(
             logp_BT,
             inputs["old_per_token_logps"],
@@ -192,6 +201,15 @@ class Learner(GRPOTrainer):
         )
         return terms.loss / self.current_gradient_accumulation_steps
 
+    @contextmanager
+    def _held_to(self, records: Recorded) -> Iterator[None]:
+        """Forwards inside use the recorded choices; the backward pass of such a forward does too."""
+        self._active = records
+        try:
+            yield
+        finally:
+            self._active = Recorded()
+
 
 class _AfterStep(TrainerCallback):
     def __init__(self, after_step: Callable[[], None]) -> None:
@@ -201,7 +219,7 @@ class _AfterStep(TrainerCallback):
         self._after_step()
 
 
-def make_args(
+def make_args(  # noqa: PLR0913 (what a run decides of TRL's settings)
     directory: Path,
     *,
     rows_per_step: int,
@@ -209,6 +227,7 @@ def make_args(
     group_size: int,
     learning_rate: float,
     num_steps: int,
+    temperature: float = 1.0,
 ) -> GRPOConfig:
     """TRL's settings for a learner on this machine. Raises ValueError when the batch does not divide up."""
     if rows_per_step % rows_per_micro_batch or rows_per_step % group_size:
@@ -233,7 +252,7 @@ def make_args(
         beta=0.0,  # the reference and its KL are ours
         loss_type="grpo",
         scale_rewards="none",
-        temperature=1.0,
+        temperature=temperature,
         use_cpu=not torch.cuda.is_available(),
         bf16=False,
         gradient_checkpointing=False,
@@ -263,16 +282,3 @@ def _rollout(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         "env_mask": [[int(wrote) for wrote in t.sampled[t.num_prompt_tokens :]] for t in batch],
         "reward": [math.nan if t.reward is None else t.reward for t in batch],
     }
-
-
-def _padded_routes(batch: Sequence[Trajectory], prompt_width: int, completion_width: int) -> Tensor:
-    """[B, P+C, L, K] int64, -1 where the router is to choose: padding, and tokens that were never read."""
-    layers, experts = max(trajectory.routes.shape[1:] for trajectory in batch)
-    routes = torch.full((len(batch), prompt_width + completion_width, layers, experts), -1)
-    for row, trajectory in enumerate(batch):
-        if trajectory.routes.shape[1:] != (layers, experts):
-            continue  # an episode that was lost with its replica
-        start = prompt_width - trajectory.num_prompt_tokens  # TRL pads prompts on the left
-        own = torch.from_numpy(trajectory.routes.astype("int64"))
-        routes[row, start : start + len(own)] = own.masked_fill(own == MISSING_ROUTE, -1)
-    return routes

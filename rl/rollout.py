@@ -125,4 +125,6 @@ class Player:
             num_turns=play.num_turns,
             seconds_environment=play.seconds,
             baits=result.baits,
+            kept_sets=tuple(record.kept_sets),
+            selected=record.selected,
         )

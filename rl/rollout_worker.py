@@ -30,7 +30,7 @@ MAX_ATTEMPTS = 3
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplicaConfig:
     """policy: a directory with a model and its tokenizer. threads: of one worker.
-    honeypots: bait in every episode.
+    honeypots: bait in every episode. record_selected: whether trajectories hold what attention selected.
     """
 
     policy: str
@@ -38,6 +38,7 @@ class ReplicaConfig:
     max_length: int
     threads: int = 1
     honeypots: bool = False
+    record_selected: bool = False
 
 
 class RolloutWorker:
@@ -51,6 +52,7 @@ class RolloutWorker:
             num_slots=config.slots,
             max_length=config.max_length,
             stop_token_ids=codec.stop_ids,
+            record_selected=config.record_selected,
         )
         self._player = Player(engine=engine, codec=codec, tasks=tasks, honeypots=config.honeypots)
 

@@ -37,4 +37,10 @@ class Run:
 
 
 def sampling(run: Run) -> Sampling:
-    return Sampling(max_new_tokens=run.config.rollout.max_new_tokens)
+    rollout = run.config.rollout
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        max_new_tokens=rollout.max_new_tokens,
+    )

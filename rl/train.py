@@ -48,6 +48,7 @@ from rl.losses import LossConfig
 from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step, rewards_of
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
+from rl.recorded import Keep
 from rl.rollout_worker import ReplicaConfig, Workers
 from rl.run import TIER, Data, Run, sampling
 from rl.run_files import RunLog, trim_metrics
@@ -217,6 +218,7 @@ def start_workers(run: Run) -> Workers:
         slots=rollout.slots,
         max_length=rollout.max_length,
         threads=rollout.threads,
+        record_selected=rollout.keep_selection,
     )
     return Workers(replica, [*run.data.tasks, *run.data.heldout], rollout.workers)
 
@@ -274,8 +276,11 @@ def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: T
             group_size=config.group_size,
             learning_rate=config.learning_rate,
             num_steps=config.steps - start,
+            temperature=run.config.rollout.temperature,
         ),
-        objective=Objective(loss=LossConfig(**config.loss.model_dump()), reference=reference),
+        objective=Objective(
+            loss=LossConfig(**config.loss.model_dump()), reference=reference, keep=kept_choices(run)
+        ),
         feed=Feed(next_batch=next_batch, after_step=after_step),
         optimizer=optimizer,
     )
@@ -283,6 +288,15 @@ def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: T
         run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
         learner.train()
         run.observer.end()
+
+
+def kept_choices(run: Run) -> Keep:
+    rollout = run.config.rollout
+    return Keep(
+        routing=rollout.keep_routing,
+        selection=rollout.keep_selection,
+        sampling_mask=rollout.keep_sampling_mask,
+    )
 
 
 def requests_of_step(run: Run, step: int) -> list[PlayRequest]:

@@ -27,6 +27,8 @@ class Trajectory:
     versions: the weights version that sampled, or read, each token; -1 where neither.
     reward: None when the episode could not be measured; it then takes no part in training or in a score.
     baits: the bait that it touched; any makes it a suspected hack.
+    kept_sets: per token, the ids that it was drawn from where top-p or top-k cut some off, else empty.
+    selected: [T, L, K], the positions that each token attended to in each layer; None: not recorded.
     """
 
     task_id: str
@@ -49,6 +51,8 @@ class Trajectory:
     num_turns: int
     seconds_environment: float
     baits: tuple[Bait, ...] = ()
+    kept_sets: tuple[Sequence[int], ...] = ()
+    selected: np.ndarray | None = None
 
     @property
     def num_sampled(self) -> int:

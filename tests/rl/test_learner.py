@@ -20,6 +20,7 @@ from policies.tokenizer import build_tokenizer
 from rl.cold_start import make_rl_optimizer
 from rl.learner import Feed, Learner, Objective, make_args
 from rl.losses import LossConfig
+from rl.recorded import detach
 from rl.trajectory import Trajectory
 
 GROUP = 4
@@ -112,7 +113,7 @@ def test_our_loss_is_trls_loss_where_both_define_it(tmp_path: Path, seed: int, l
     learner.epsilon_low, learner.epsilon_high = loss.clip_low, loss.clip_high
     learner.off_policy_mask_threshold = loss.off_policy_delta
     learner.beta = loss.kl_weight
-    learner._active_routes = inputs["routes"]
+    learner._active = detach(inputs)
     theirs = GRPOTrainer._compute_loss(learner, learner.model, dict(inputs))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-7)
     assert abs(ours.item()) > 1e-3
@@ -125,8 +126,8 @@ def test_the_batch_holds_what_was_sampled_and_the_paper_s_advantages(tmp_path: P
         ids = torch.cat([inputs["prompt_ids"][row], inputs["completion_ids"][row]])
         mask = torch.cat([inputs["prompt_mask"][row], inputs["completion_mask"][row]]).bool()
         assert ids[mask].tolist() == list(trajectory.token_ids)
-        own = mask & (inputs["routes"][row, :, 0, 0] >= 0)
-        assert inputs["routes"][row][own].tolist() == trajectory.routes.tolist()
+        own = mask & (inputs["recorded_routes"][row, :, 0, 0] >= 0)
+        assert inputs["recorded_routes"][row][own].tolist() == trajectory.routes.tolist()
         completion = len(trajectory.token_ids) - trajectory.num_prompt_tokens
         kept = inputs["tool_mask"][row, :completion].bool().tolist()
         assert kept == list(trajectory.sampled[trajectory.num_prompt_tokens :])
@@ -143,7 +144,7 @@ def test_forced_routes_decide_the_experts_and_leave_the_router_its_gradient(tmp_
     gates = [p for name, p in policy_of(learner).named_parameters() if name.endswith("mlp.gate.weight")]
     assert gates
     assert all(gate.grad is not None and gate.grad.abs().sum() > 0 for gate in gates)
-    live = dict(inputs) | {"routes": torch.full_like(inputs["routes"], -1)}
+    live = dict(inputs) | {"recorded_routes": torch.full_like(inputs["recorded_routes"], -1)}
     assert (
         learner.compute_loss(learner.model, live).item()
         != learner.compute_loss(learner.model, dict(inputs)).item()
