@@ -268,11 +268,25 @@ def _all_shards(
     }
     for shard in done.values():
         on_shard(shard)
-    for result in _run([spec for spec in specs if _key(spec) not in done], workers):
+    for result in _run([spec for spec in _mixed(specs) if _key(spec) not in done], workers):
         store_shard(directory, result.shard, result.contents)
         done[_key(result.shard)] = result.shard
         on_shard(result.shard)
     return [done[_key(spec)] for spec in specs]
+
+
+def _mixed(specs: Sequence[ShardSpec]) -> list[ShardSpec]:
+    """Tasks and demonstrations by turns, so that the time left that a person is told is right: a task takes
+    as long as thirty demonstrations.
+    """
+    kinds = Counter(spec.kind for spec in specs)
+    seen: Counter[str] = Counter()
+    places = []
+    for spec in specs:
+        seen[spec.kind] += 1
+        places.append((seen[spec.kind] / kinds[spec.kind], spec.kind != "tasks"))
+    order = sorted(range(len(specs)), key=lambda index: places[index])
+    return [specs[index] for index in order]
 
 
 def _run(specs: Sequence[ShardSpec], workers: int) -> Iterator[ShardResult]:

@@ -19,10 +19,10 @@ def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], worker
 
     Who started Ray before has made our packages importable in its workers.
     """
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     started = not ray.is_initialized()
     if started:
         share_packages()  # by inheritance: a runtime environment would make Ray start its workers anew
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -31,7 +31,9 @@ NUM_TASKS = 3000
 NUM_HELDOUT = 400
 SLIP_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)
 """Four clean demonstrations for each one of mixed quality."""
-TOKENS_A_DEMONSTRATION = 72
+TOKENS_A_DEMONSTRATION = 56
+PASSES = 2
+"""How often the cold start sees a demonstration."""
 LEVELS = (1, 2, 3, 4)
 SHOWN_LEVELS = (1, 2, 3)
 CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -80,9 +82,8 @@ def main(argv: list[str]) -> int:
 
 
 def demonstrations_needed(config: TrainConfig) -> int:
-    """Enough that the cold start sees few of them twice."""
     cold = config.cold_start
-    return cold.num_steps * cold.tokens_per_batch // TOKENS_A_DEMONSTRATION
+    return cold.num_steps * cold.tokens_per_batch // (TOKENS_A_DEMONSTRATION * PASSES)
 
 
 def make_corpora(log: RunLog, out: Path, *, seed: int, num_demonstrations: int) -> None:
