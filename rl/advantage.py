@@ -5,8 +5,17 @@ There is no division by the standard deviation. An episode without a reward was 
 part in the mean and its advantage is 0.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from rl.trajectory import Trajectory
+
+
+def rewards_of(played: Sequence[Trajectory]) -> Tensor:
+    """[B] float32 rewards, NaN where an episode was not measured."""
+    return torch.tensor([float("nan") if t.reward is None else t.reward for t in played])
 
 
 def group_advantages(reward_B: Tensor, group_size: int) -> Tensor:

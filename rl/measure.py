@@ -3,22 +3,21 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from envs.files import write_whole
 from envs.sandbox.requirements import IN_PROCESS
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.weights import publish
-from rl.advantage import has_signal
+from rl.advantage import has_signal, rewards_of
 from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
+from rl.ledger import Ledger
 from rl.rollout_worker import Workers
 from rl.run import Data, Run, sampling
 from rl.trajectory import Trajectory, episode_row, transcript_line, transcript_row
@@ -48,12 +47,14 @@ class StepClock:
         return time.monotonic() - self._started
 
 
-def rewards_of(played: Sequence[Trajectory]) -> torch.Tensor:
-    return torch.tensor([float("nan") if t.reward is None else t.reward for t in played])
-
-
 def record_step(
-    run: Run, step: int, played: list[Trajectory], terms: dict[str, float], clock: StepClock
+    run: Run,
+    step: int,
+    played: list[Trajectory],
+    terms: dict[str, float],
+    clock: StepClock,
+    *,
+    ledger: Ledger,
 ) -> None:
     rewards = rewards_of(played)
     environment = sum(t.seconds_environment for t in played) / run.config.rollout.workers
@@ -72,6 +73,7 @@ def record_step(
         "seconds_training": clock.step - clock.generation,
         "weights_version": step,
         "causes": dict(Counter(str(t.cause) for t in played)),
+        "ledger": ledger.as_fields(),
         **terms,
     }
     run.log.metric("rl", fields)

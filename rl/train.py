@@ -29,7 +29,7 @@ from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
 from policies.weights import publish
-from rl.advantage import has_signal, shuffled_within_groups
+from rl.advantage import has_signal, rewards_of, shuffled_within_groups
 from rl.budget import active_parameters
 from rl.checkpoints import latest_checkpoint, load_checkpoint_model, load_optimizers, save_checkpoint
 from rl.cold_start import (
@@ -44,8 +44,9 @@ from rl.cold_start import (
 )
 from rl.config import TrainConfig
 from rl.learner import Feed, Learner, Objective, make_args
+from rl.ledger import Ledger, ends_of_step
 from rl.losses import LossConfig
-from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step, rewards_of
+from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
 from rl.recorded import Keep
@@ -247,21 +248,27 @@ def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: T
         return
     trim_metrics(run.out, kind="rl", from_step=start)
     clock = StepClock()
+    ledger = Ledger.from_fields(found.state.get("ledger", {}), where=str(found.path)) if found else Ledger()
     played: list[Trajectory] = []
 
     def next_batch() -> Sequence[Trajectory]:
         step = start + learner.state.global_step
         workers.load(publish(model, version=step))
         clock.begin_generation()
-        played[:] = workers.play(requests_of_step(run, step), sampling(run))
+        requests = requests_of_step(run, step)
+        ledger.dispatch(len(requests))
+        played[:] = workers.play(requests, sampling(run))
         clock.end_generation()
-        return teaching_groups(run, with_ordered_rewards(run, played, step))
+        taught = teaching_groups(run, with_ordered_rewards(run, played, step))
+        ledger.settle(ends_of_step(played, taught, group_size=config.group_size))
+        return taught
 
     def after_step() -> None:
         done = start + learner.state.global_step
-        record_step(run, done - 1, played, learner.step_metrics, clock)
+        record_step(run, done - 1, played, learner.step_metrics, clock, ledger=ledger)
         if done % config.checkpoint_every == 0 or done == config.steps:
-            save_checkpoint(directory, step=done, model=model, optimizers=[optimizer], state={})
+            state = {"ledger": ledger.as_fields()}
+            save_checkpoint(directory, step=done, model=model, optimizers=[optimizer], state=state)
         if run.config.eval.every and done % run.config.eval.every == 0 and done < config.steps:
             evaluate(run, workers, model, when=f"step-{done}", step=done)
         clock.begin_step()
