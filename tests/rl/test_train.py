@@ -77,6 +77,15 @@ def steps_of(out: Path, kind: str) -> list[int]:
     return [record["step"] for record in read_metrics(out) if record["kind"] == kind]
 
 
+def check_ledgers(out: Path) -> None:
+    """Eight episodes a step: none is counted twice after a stop, none is left out."""
+    ledgers = [record["ledger"] for record in read_metrics(out) if record["kind"] == "rl"]
+    assert [ledger["dispatched"] for ledger in ledgers] == [8, 16, 24]
+    for ledger in ledgers:
+        assert ledger["in_flight"] == 0
+        assert sum(ledger.values()) == 2 * ledger["dispatched"]
+
+
 def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     data: Data, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,8 +97,8 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
             raise StopHereError
         return save(directory, step=step, **rest)
 
-    def stop_in_rl(run: Any, step: int, *rest: Any) -> None:
-        record(run, step, *rest)
+    def stop_in_rl(run: Any, step: int, *rest: Any, **named: Any) -> None:
+        record(run, step, *rest, **named)
         if step == 1:
             raise StopHereError
 
@@ -111,6 +120,7 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     summary = train(config, data, out)
     assert steps_of(out, "cold_start") == list(range(8))
     assert steps_of(out, "rl") == [0, 1, 2]
+    check_ledgers(out)
     assert summary["episodes"] == 6
     assert set(summary["by_level"]) == {"retail/1", "retail/4"}
     assert summary["by_level"]["retail/4"]["unseen"]
