@@ -36,7 +36,8 @@ lint: environment  ## ruff, pyright and the import contract
 	@$(BIN)/lint-imports
 
 test: lint  ## lint, then the tests that need no Docker, GPU or browser
-	@$(PYTHON) -m pytest -m "not (docker or gpu or slow or integration or browser)" $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal \
+		-m "not (docker or gpu or slow or integration or browser)" $(ARGS)
 
 test-integration: environment  ## the slow tests, with Docker and a browser, installed from Debian when missing
 	@.ci/integration.sh $(ARGS)

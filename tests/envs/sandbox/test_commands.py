@@ -42,7 +42,8 @@ def test_sandbox_runs_a_command_and_tells_a_program_what_came_back(
 )
 def test_sandbox_refuses_bad_usage_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sandbox_command.main(argv) == 2
-    assert "worldsmith sandbox: error:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("worldsmith sandbox: ") and error.count("\n") == 1
 
 
 def test_sandbox_tells_of_a_tier_that_is_not_there_with_3(
