@@ -43,7 +43,8 @@ def test_sandbox_runs_a_command_and_tells_a_program_what_came_back(
 def test_sandbox_refuses_bad_usage_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert sandbox_command.main(argv) == 2
     error = capsys.readouterr().err
-    assert error.startswith("worldsmith sandbox: ") and error.count("\n") == 1
+    assert error.startswith("worldsmith sandbox: ")
+    assert error.count("\n") == 1
 
 
 def test_sandbox_tells_of_a_tier_that_is_not_there_with_3(
