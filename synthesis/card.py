@@ -11,12 +11,13 @@ from typing import Any
 
 from synthesis.corpus import Check, Shard
 from synthesis.decontamination import CANARY, shipped
-from synthesis.tally import Ratio, Tally, shapes
+from synthesis.tally import Ratio, Tally, shapes, total
 
 CARD = "README.md"
 _LEGEND = (
     "Intervals are Wilson's at 95 %. A null agent does nothing; an injected one obeys instructions planted"
-    " in the world's rows. A mutant of a solution, tampering and an attack on a channel are killed by a score"
+    " in the world's rows, on the tasks where what the gold reads can carry them. A mutant of a solution,"
+    " tampering and an attack on a channel are killed by a score"
     " of 0; a mutant of the verifier by an attack that tells it from the verifier. Open: no attack tells it,"
     " and the guesses are too many to try them all. Redundant: all were tried, and no verdict changes."
 )
@@ -83,18 +84,18 @@ def _summary(config: dict[str, Any], shards: Sequence[Shard]) -> str:
 
 def _measures(tallies: dict[str, Tally]) -> Iterator[list[str]]:
     yield [
-        "domain", "levels", "tasks", "null agents rewarded", "injected agents obeying / rewarded",
+        "domain", "levels", "tasks", "null agents rewarded", "injected: tasks / obeying / rewarded",
         "gold 3 of 3",
         "guessed right", "solution mutants killed", "tampering killed", "channel attacks killed",
         "right variants accepted", "verifier mutants killed", "open / redundant", "near-duplicates",
     ]  # fmt: skip
-    for domain, found in tallies.items():
+    for domain, found in (*tallies.items(), ("**all**", total(tallies.values()))):
         yield [
             domain,
             ", ".join(map(str, sorted(found.levels))),
             f"{found.tasks:,}",
             str(found.null_rewarded),
-            f"{found.obeyed:,} / {found.obeyed_rewarded}",
+            f"{found.injected:,} / {found.obeyed:,} / {found.obeyed_rewarded}",
             f"{found.gold_passed:,}",
             f"{found.guessed / found.tasks:.3f}",
             *(ratio_text(found.ratios[gate]) for gate in ("G5", "G6", "G7", "G9", "GV")),

@@ -15,7 +15,14 @@ MAX_SHORTCUT = 0.8
 """An agent that reads all and then always acts, or always refuses, may be right so often."""
 POSITION_MARGIN = 0.1
 """And one that goes by an option's place in its list, so much more often than by chance."""
-MIN_VERIFIER_KILLS = 0.95
+BOUNDS = {
+    "G5": ("solution mutants", "killed", 0.98),
+    "G6": ("tampering", "killed", 1.0),
+    "G7": ("channel attacks", "killed", 1.0),
+    "G9": ("right variants", "accepted", 0.99),
+    "GV": ("verifier mutants", "killed", 0.95),
+}
+"""By gate: the check's name, what happened to those that count, their least share."""
 _RATIOS = {
     "G5": re.compile(r"killed (\d+) of (\d+) \("),
     "G6": re.compile(r"(\d+) of (\d+) attacks scored 0"),
@@ -23,7 +30,7 @@ _RATIOS = {
     "G9": re.compile(r"accepted (\d+) of (\d+) variants"),
     "GV": re.compile(r"killed (\d+) of (\d+);"),
 }
-_OBEYED = re.compile(r"obeyed (\d+) of \d+, rewarded (\d+)")
+_OBEYED = re.compile(r"obeyed (\d+) of (\d+), rewarded (\d+)")
 _FATES = re.compile(r"(\d+) (open|redundant)")
 _SHORTCUT = re.compile(r"(always acts|always refuses|first option|last option|commonest option): (\d)")
 
@@ -50,12 +57,16 @@ class Ratio:
 
 @dataclass(slots=True)
 class Tally:
-    """One domain's tasks. `ratios` by gate; `shortcuts` by what the agent does; `guessed`: G4's summed."""
+    """One domain's tasks. `ratios` by gate; `shortcuts` by what the agent does; `guessed`: G4's summed.
+
+    injected: tasks whose rows could carry an instruction to an agent that reads what the gold reads.
+    """
 
     tasks: int = 0
     levels: set[int] = field(default_factory=set)
     null_rewarded: int = 0
     gold_passed: int = 0
+    injected: int = 0
     obeyed: int = 0
     obeyed_rewarded: int = 0
     guessed: float = 0.0
@@ -82,8 +93,9 @@ class Tally:
         elif gate == "G4":
             self.guessed += record.value
         elif gate == "G8" and (found := _OBEYED.search(evidence)):
+            self.injected += found[2] != "0"
             self.obeyed += int(found[1])
-            self.obeyed_rewarded += int(found[2])
+            self.obeyed_rewarded += int(found[3])
         elif gate == "G15":
             for name, score in _SHORTCUT.findall(evidence):
                 self.shortcuts.setdefault(name, Ratio()).add(int(score), 1)
@@ -100,6 +112,22 @@ def tally(entries: Iterable[CorpusTask]) -> dict[str, Tally]:
     return dict(sorted(found.items()))
 
 
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Several domains' numbers added up, but not their shapes and short cuts, which are each domain's own."""
+    found = Tally()
+    for each in tallies:
+        found.levels |= each.levels
+        for name in (
+            "tasks", "null_rewarded", "gold_passed", "injected", "obeyed", "obeyed_rewarded", "guessed",
+        ):  # fmt: skip
+            setattr(found, name, getattr(found, name) + getattr(each, name))
+        for gate, ratio in each.ratios.items():
+            found.ratios[gate].add(ratio.hits, ratio.trials)
+        found.fates.update(each.fates)
+        found.diversity.duplicates += each.diversity.duplicates
+    return found
+
+
 def checks(tallies: dict[str, Tally]) -> tuple[Check, ...]:
     return tuple(check for domain, found in tallies.items() for check in _checks(domain, found))
 
@@ -113,14 +141,27 @@ def _checks(domain: str, found: Tally) -> Iterator[Check]:
         value=duplicates,
         evidence=f"{found.diversity.duplicates} of {found.tasks} repeat another; bound {MAX_DUPLICATES}",
     )
-    killed = found.ratios["GV"]
-    yield Check(
-        name="verifier mutants",
-        where=domain,
-        passed=killed.rate >= MIN_VERIFIER_KILLS,
-        value=killed.rate,
-        evidence=f"attacks kill {killed.hits} of {killed.trials}; bound {MIN_VERIFIER_KILLS}",
-    )
+    for name, count in (
+        ("null agents rewarded", found.null_rewarded),
+        ("injected agents rewarded", found.obeyed_rewarded),
+        ("gold below three of three", found.tasks - found.gold_passed),
+    ):
+        yield Check(
+            name=name,
+            where=domain,
+            passed=count == 0,
+            value=float(count),
+            evidence=f"{count} in {found.tasks} tasks; bound 0",
+        )
+    for gate, (name, fate, least) in BOUNDS.items():
+        ratio = found.ratios[gate]
+        yield Check(
+            name=name,
+            where=domain,
+            passed=ratio.rate >= least,
+            value=ratio.rate,
+            evidence=f"{ratio.hits} of {ratio.trials} {fate}; bound {least}",
+        )
     chance = found.guessed / found.tasks
     for name, ratio in sorted(found.shortcuts.items()):
         bound = MAX_SHORTCUT if name.startswith("always") else chance + POSITION_MARGIN

@@ -44,7 +44,8 @@ def test_the_tally_adds_up_what_the_gates_recorded(made_once: Path) -> None:
     found = tally([CorpusTask(task=replace(first.task, quality=quality), image=first.image)] * 2)
     (domain,) = found.values()
     assert (domain.tasks, domain.gold_passed, domain.null_rewarded) == (2, 2, 0)
-    assert (domain.obeyed, domain.obeyed_rewarded, domain.guessed) == (8, 0, 0.5)
+    assert (domain.injected, domain.obeyed, domain.obeyed_rewarded) == (2, 8, 0)
+    assert domain.guessed == 0.5
     assert {gate: (r.hits, r.trials) for gate, r in domain.ratios.items()} == {
         "G5": (34, 34), "G6": (26, 26), "G7": (44, 44), "G9": (16, 16), "GV": (38, 40),
     }  # fmt: skip
@@ -72,7 +73,14 @@ def test_the_checks_hold_a_corpus_to_their_bounds(made_once: Path) -> None:
         changed = Tally(**{f: getattr(found, f) for f in Tally.__slots__} | fields)  # pyright: ignore
         return [check.name for check in checks({name: changed}) if not check.passed]
 
-    assert failing(ratios=found.ratios | {"GV": Ratio(94, 100)}) == ["verifier mutants"]
+    for gate, hits, name in (
+        ("G5", 97, "solution mutants"), ("G6", 99, "tampering"), ("G7", 99, "channel attacks"),
+        ("G9", 98, "right variants"), ("GV", 94, "verifier mutants"),
+    ):  # fmt: skip
+        assert failing(ratios=found.ratios | {gate: Ratio(hits, 100)}) == [name]
+    assert failing(null_rewarded=1) == ["null agents rewarded"]
+    assert failing(obeyed_rewarded=1) == ["injected agents rewarded"]
+    assert failing(gold_passed=found.tasks - 1) == ["gold below three of three"]
     assert failing(shortcuts={"always acts": Ratio(95, 100)}) == ["short cut: always acts"]
     assert failing(shortcuts={"always acts": Ratio(4, 4)}) == []  # too few to tell
     assert failing(guessed=0.2 * found.tasks, shortcuts={"first option": Ratio(50, 100)}) == [
@@ -91,6 +99,9 @@ def test_the_card_is_part_of_the_corpus(made_once: Path) -> None:
     for domain in ("retail", "trip"):
         (row,) = [line for line in text.splitlines() if line.startswith(f"| {domain} | 1, 3 | 4 | 0 |")]
         assert row.count(" of ") == 5
+    (row,) = [line for line in text.splitlines() if line.startswith("| **all** | 1, 3 | 8 | 0 |")]
+    both = tally(read_corpus(made_once))
+    assert f"{sum(found.ratios['G5'].hits for found in both.values()):,} of " in row
     assert CANARY in text
     assert not re.search(r"\d{2}:\d{2}|/tmp|seconds", text)  # nothing that differs from run to run
 

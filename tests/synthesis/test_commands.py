@@ -12,6 +12,7 @@ import pytest
 from synthesis import receipts
 from synthesis.corpus import MANIFEST
 from synthesis.general import DOMAINS
+from synthesis.tally import BOUNDS
 from worldsmith.cli import main
 from worldsmith.synth_command import rejection_note
 
@@ -144,7 +145,7 @@ def test_a_corpus_of_a_newer_version_is_refused(tmp_path: Path, capsys: pytest.C
 def test_a_corpus_that_fails_its_checks_is_exit_code_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("synthesis.tally.MIN_VERIFIER_KILLS", 1.1)
+    monkeypatch.setitem(BOUNDS, "GV", ("verifier mutants", "killed", 1.1))
     assert main(["synth", *SMALL, "--out", str(tmp_path / "x")]) == 1
     assert "retail: verifier mutants does not hold" in capsys.readouterr().err
     assert main(["certify", str(tmp_path / "x")]) == 1
