@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from envs.agents import make_agent, play_agent
+from envs.agents import Agent, make_agent, play_agent
 from envs.episode import StepResult, TaskEnv
 from envs.families.code import CodeTask
 from envs.outcome import Cause
@@ -35,23 +35,33 @@ def requests_for(task_ids: Sequence[str], *, samples: int, seed: int) -> list[Pl
     ]
 
 
+MakeAgent = Callable[[PlayableTask, int], Agent]
+
+
+def _named(name: str) -> MakeAgent:
+    return lambda playable, seed: make_agent(name, playable.task, seed)
+
+
 def play_scripted(
     tasks: Sequence[PlayableTask],
-    policy: str,
+    policy: str | MakeAgent,
     *,
     samples: int,
     seed: int,
     honeypots: bool = False,
     on_episode: Callable[[], None] | None = None,
 ) -> Iterable[Row]:
-    """Plays a scripted agent (oracle, null, random, greedy) in this process."""
+    """Plays a scripted agent in this process: oracle, null, random or greedy, or what a function gives of the
+    task and the episode's seed.
+    """
+    make = _named(policy) if isinstance(policy, str) else policy
     task_ids = [playable.task.task_id for playable in tasks]
     for request in requests_for(task_ids, samples=samples, seed=seed):
         playable = tasks[request.task_index]
         task = playable.task
         env = TaskEnv(task, playable.image, honeypots=honeypots)
         try:
-            result, messages = play_agent(env, make_agent(policy, task, request.seed))
+            result, messages = play_agent(env, make(playable, request.seed))
         finally:
             env.close()
         yield scripted_row(request, task, result, messages)

@@ -8,7 +8,7 @@ quality.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tool_server import Observation, ToolServer
 from envs.tools import Tool
 from envs.world import Table
-from synthesis.solver import Problem
+from synthesis.solver import Problem, best_choice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,11 +43,14 @@ class Draft:
 
 @dataclass(slots=True)
 class Care:
-    """How carefully a demonstrator works: at each chance to slip it does so with probability `slip_rate`."""
+    """How well a demonstrator works: at each chance to slip it does so with probability `slip_rate`, and what
+    it puts together it puts together by `choose`, an option by variable, or nothing where it finds none.
+    """
 
     slip_rate: float
     rng: random.Random
     num_slips: int = 0
+    choose: Callable[[Problem], Mapping[str, str]] = best_choice
 
     def slips(self) -> bool:
         slipped = self.rng.random() < self.slip_rate
@@ -62,15 +65,19 @@ def full_care() -> Care:
 
 @dataclass(slots=True)
 class Client:
-    """A planner's only hold on the world: calls through the tool server, each kept."""
+    """A planner's only hold on the world: calls through the tool server, each kept.
+
+    recall: what is left of an observation in the planner's head.
+    """
 
     server: ToolServer
     calls: list[Call] = field(default_factory=list)
+    recall: Callable[[Observation], Observation] = lambda observation: observation
 
     def call(self, tool: str, **arguments: Any) -> Observation:
         call = Call(tool=tool, arguments=arguments)
         self.calls.append(call)
-        return self.server.call(call)
+        return self.recall(self.server.call(call))
 
     def values(self, tool: str, **arguments: Any) -> list[Any]:
         """The first column of what a query gives."""
@@ -116,6 +123,15 @@ class Varied(Protocol):
 
     @property
     def toolsets(self) -> Sequence[tuple[Tool, ...]]: ...
+
+
+@runtime_checkable
+class Raising(Protocol):
+    """A domain with levels that are each an easier one made harder in the same world, from the same seed."""
+
+    def raised_from(self, level: int) -> int | None:
+        """The easier level, or None where the level begins."""
+        ...
 
 
 def toolsets_of(domain: Domain) -> Sequence[tuple[Tool, ...]]:

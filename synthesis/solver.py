@@ -143,6 +143,12 @@ class _Model:
         self.model.add(total < constraint.bound).only_enforce_if(guards)
 
 
+def best_choice(problem: Problem) -> dict[str, str]:
+    """One optimum of `problem`, by variable; nothing where it has no solution."""
+    optima = solve(problem, limit=1).optima
+    return optima[0] if optima else {}
+
+
 def solve(problem: Problem, *, limit: int = 2) -> Solutions:
     """All optima of `problem`, at most `limit`. No assignment at all gives no optima, proved."""
     built = _Model(problem)

@@ -3,7 +3,8 @@
 Example: worldsmith eval --tasks corpora/heldout --policy local:runs/demo/policy --samples 4 --out runs/eval
 
 Policies: oracle (the gold), null (does nothing), random (a blind guess), greedy, local:DIR (a policy of
-ours). DIR may also hold code tasks, a JSON file each: oracle and null play them in boxes.
+ours), and agents of graded ability, such as look-ahead-1, blind-0.3, forgetful-0.05, careless-0.1. DIR
+may also hold code tasks, a JSON file each: oracle and null play them in boxes.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rl.trajectory import PlayableTask, scripted_line
 from worldsmith.arguments import CommandParser, did_you_mean
 from worldsmith.code_evaluation import Evaluation, code_evaluation
 from worldsmith.corpora import holds_code_tasks, playable_tasks
+from worldsmith.graded_policy import GRADED, scripted_agent
 from worldsmith.progress import Progress
 from worldsmith.report import write_report
 
@@ -69,7 +72,7 @@ def main(argv: list[str]) -> int:
 
 def _general_evaluation(args: argparse.Namespace) -> Evaluation:
     tasks = playable_tasks(args.tasks, limit=args.limit)
-    play = _play_scripted if args.policy in SCRIPTED else _play_local
+    play = _play_scripted if args.policy in (*SCRIPTED, *GRADED) else _play_local
     return Evaluation(
         tier=TIER,
         num_tasks=len(tasks),
@@ -112,11 +115,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_policy(policy: str) -> None:
-    if policy in SCRIPTED:
+    if policy in SCRIPTED or policy in GRADED:
         return
     kind, colon, _ = policy.partition(":")
     if kind != "local" or not colon:
-        hint = did_you_mean(policy, [*SCRIPTED, "local:DIR"])
+        hint = did_you_mean(policy, [*SCRIPTED, *GRADED, "local:DIR"])
         raise ValueError(
             f"--policy: no policy {policy!r}{hint}; there are {', '.join(SCRIPTED)} and local:DIR"
         )
@@ -129,7 +132,7 @@ def _play_scripted(
     lines: list[str] = []
     for row in play_scripted(
         tasks,
-        args.policy,
+        partial(scripted_agent, args.policy),
         samples=args.samples,
         seed=args.seed,
         honeypots=args.honeypots,

@@ -113,8 +113,7 @@ def plan_round(draft: Draft, client: Client, care: Care) -> Plan:
     problem = round_problem(patients, slots)
     if care.slips():
         problem = replace(problem, cost={})
-    optima = solve(problem, limit=1).optima
-    chosen = optima[0] if optima else {}
+    chosen = care.choose(problem)
     rows = [
         {"patient": name, "slot": chosen.get(f"{row}.slot", slots[row].slot)}
         for row, name in enumerate(request.names)

@@ -348,11 +348,10 @@ def _choose_sections(
     sections = {course: _read_sections(client, tools, course) for course in (*advice.courses, *electives)}
     offer = Offer(sections=sections, busy=busy, electives=tuple(electives))
     can_fill = electives or not advice.field
-    optima = solve(sections_problem(advice, offer), limit=1).optima if can_fill else ()
-    if not optima or care.slips():  # gives up, or takes the first of everything
+    best = care.choose(sections_problem(advice, offer)) if can_fill else {}
+    if not best or care.slips():  # gives up, or takes the first of everything
         chosen = [(course, sections[course][0]["section"]) for course in (*advice.courses, *electives[:1])]
     else:
-        best = optima[0]
         courses = [*advice.courses, *([best["2.course"]] if advice.field else [])]
         chosen = [(course, best[f"{row}.section"]) for row, course in enumerate(courses)]
     if advice.field:

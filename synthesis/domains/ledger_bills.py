@@ -122,7 +122,7 @@ def pay_bills(client: Client, tools: Sequence[Tool], chore: Chore, care: Care) -
         num_paid = sum(spent <= budget for spent in sums)
         chosen = [row["bill_id"] for row in sorted(due, key=lambda row: row["amount"])[:num_paid]]
     else:
-        chosen = solve(bills_problem(due, budget), limit=1).optima[0]["plan"].split()
+        chosen = care.choose(bills_problem(due, budget))["plan"].split()
     for bill in chosen:
         client.call("pay_bill", bill_id=bill)
     return "paid"

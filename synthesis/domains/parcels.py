@@ -98,7 +98,7 @@ class ParcelsDomain:
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         if draft.level == 4:
-            return plan_lockers(draft, client)
+            return plan_lockers(draft, client, care)
         play = {1: _track, 2: _redirect, 3: _rescue}[draft.level]
         answer = play(client, draft.tools, draft.goal, care)
         return Plan(calls=tuple(client.calls), answer=answer)

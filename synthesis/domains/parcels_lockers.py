@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from envs.task import AnswerSpec, Clause, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.domains.parcels_world import HIGH_SHELF, LOW_SHELF, SIZES, Row, draw_depot
-from synthesis.grammar import Client, Draft, quote
+from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import AllDifferent, Allow, Problem, solve
 from synthesis.surface import offers, read_pages
 
@@ -160,7 +160,7 @@ def _clauses(storing: Storing) -> tuple[Clause, ...]:
     )
 
 
-def plan_lockers(draft: Draft, client: Client) -> Plan:
+def plan_lockers(draft: Draft, client: Client, care: Care) -> Plan:
     storing: Storing = draft.goal
     parcels = [client.call("get_parcel", parcel_id=each).rows[0] for each in storing.parcel_ids]
     if offers(draft.tools, "search_lockers"):
@@ -168,6 +168,6 @@ def plan_lockers(draft: Draft, client: Client) -> Plan:
     else:
         names = read_pages(client, "list_lockers")
         free = [{"locker": name, **client.call("get_locker", locker=name).rows[0]} for name in names]
-    best = solve(lockers_problem(parcels, free, storing), limit=1).optima[0]
+    best = care.choose(lockers_problem(parcels, free, storing))
     rows = [{"locker": best[f"{row}.locker"]} for row in range(len(storing.days))]
     return Plan(calls=tuple(client.calls), answer=json.dumps(rows))

@@ -85,7 +85,7 @@ class RoomsDomain:
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         if draft.level == 5:
-            return plan_event(draft, client)
+            return plan_event(draft, client, care)
         answer = _book(client, draft.tools, draft.goal, care)
         return Plan(calls=tuple(client.calls), answer=answer)
 

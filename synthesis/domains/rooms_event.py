@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from envs.task import AnswerSpec, Clause, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.domains.rooms_world import DAYS, HOURS, SEATS, Needs, Row, draw_house
-from synthesis.grammar import Client, Draft, quote
+from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.scripted_user import user_table
 from synthesis.solver import Allow, Constraint, Dearer, Problem, solve
 from synthesis.surface import offers, read_pages
@@ -144,7 +144,7 @@ def _clauses(event: Event) -> tuple[Clause, ...]:
     )
 
 
-def plan_event(draft: Draft, client: Client) -> Plan:
+def plan_event(draft: Draft, client: Client, care: Care) -> Plan:
     event: Event = draft.goal
     hours = client.call("list_hours").rows
     slots = [
@@ -154,7 +154,7 @@ def plan_event(draft: Draft, client: Client) -> Plan:
     ]
     least = min(needs.people for needs in event.needs)
     rooms = read_rooms(client, draft.tools, least)
-    best = solve(event_problem(rooms, hours, slots, event), limit=1).optima[0]
+    best = care.choose(event_problem(rooms, hours, slots, event))
     rows = [{"room": best[f"{i}.room"], "hour": best[f"{i}.hour"]} for i in range(len(event.needs))]
     return Plan(calls=tuple(client.calls), answer=json.dumps(rows))
 

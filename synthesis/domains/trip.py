@@ -99,7 +99,7 @@ class TripDomain:
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         if draft.level >= 5:
-            return plan_days(draft, client)
+            return plan_days(draft, client, care)
         goal: Goal = draft.goal
         chosen = {
             column: _choose(client, goal.city, column, test, care) for column, test in goal.conditions.items()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from envs.task import AnswerSpec, Clause, GuessSpace, Plan, Slot
 from synthesis.domains.trip_tools import TOOLS
 from synthesis.domains.trip_world import DATES, KIND_OF, PRICE_WORD, Place, TripWorld, build_world
-from synthesis.grammar import Client, Draft, quote
+from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import AllDifferent, Allow, AllowAny, Constraint, Dearer, Problem, SumBelow, solve
 
 HOME = "Hangzhou"
@@ -153,7 +153,7 @@ def _tier_constraints(by_kind: Mapping[str, list[Place]], day: int) -> list[Allo
     return found
 
 
-def plan_days(draft: Draft, client: Client) -> Plan:
+def plan_days(draft: Draft, client: Client, care: Care) -> Plan:
     """Reads every place of every city, then solves the problem from what it read."""
     goal: DaysGoal = draft.goal
     cities = tuple(client.values("get_all_cities"))
@@ -173,7 +173,7 @@ def plan_days(draft: Draft, client: Client) -> Plan:
                         rating=facts["rating"],
                     )
                 )
-    best = solve(days_problem(tuple(places), cities, goal), limit=1).optima[0]
+    best = care.choose(days_problem(tuple(places), cities, goal))
     rows = [
         {
             "time": DATES[day],
