@@ -61,7 +61,13 @@ _CERTIFICATE = TypeAdapter(Certificate)
 
 
 def certify_candidate(candidate: Candidate) -> CorpusTask | GateRecord:
-    """The certified task, or the record of the gate that refused it."""
+    """The certified task, or the record of the gate that refused it, or an easier task that it was raised
+    from.
+    """
+    if candidate.easier is not None:
+        below = certify_candidate(candidate.easier)
+        if not isinstance(below, CorpusTask):
+            return below
     records = run_gates(candidate)
     if not records[-1].passed:
         return records[-1]
@@ -114,6 +120,11 @@ def _rebuilt_fault(entry: CorpusTask) -> str | None:
         return f"seed {task.world.seed} gives another world"
     if (field := _different_field(task, rebuilt.task)) is not None:
         return f"seed {task.world.seed} gives another {field}"
+    if rebuilt.easier is not None:
+        below = certify_candidate(rebuilt.easier)
+        if not isinstance(below, CorpusTask):
+            easier = rebuilt.easier.task.task_id
+            return f"gate {below.gate} refuses {easier}, which it was raised from: {below.evidence[:120]}"
     return _quality_fault(entry, Candidate(task=task, image=entry.image, draft=rebuilt.draft))
 
 

@@ -18,7 +18,7 @@ from synthesis.domains import (
     trip,
     warehouse,
 )
-from synthesis.grammar import Care, Client, Domain, Draft, full_care
+from synthesis.grammar import Care, Client, Domain, Draft, Raising, full_care
 
 FAMILY = "general"
 _ALL: tuple[Domain, ...] = (
@@ -39,11 +39,15 @@ DOMAINS: dict[str, Domain] = {domain.name: domain for domain in _ALL}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A task that no gate has seen, with its world's bytes and the draft that it came from."""
+    """A task that no gate has seen, with its world's bytes and the draft that it came from.
+
+    easier: the candidate that this one was raised from, in the same world.
+    """
 
     task: Task
     image: bytes
     draft: Draft
+    easier: "Candidate | None" = None
 
 
 def domain_named(name: str) -> Domain:
@@ -55,14 +59,20 @@ def domain_named(name: str) -> Domain:
 
 def make_candidate(domain: Domain, level: int, seed: int) -> Candidate | None:
     """The candidate of a seed, or None when its world holds no task of that level."""
+    below = domain.raised_from(level) if isinstance(domain, Raising) else None
+    easier = make_candidate(domain, below, seed) if below is not None else None
     draft = domain.draft(level, seed)
-    if draft is None:
+    if draft is None or (below is not None and easier is None):
         return None
     image = build_image(draft.tables)
     gold = demonstrate(domain, draft, image, full_care())
     task = make_task(domain, draft, world_hash=image_hash(image), gold=gold)
+    if easier is not None:
+        assert easier.image == image
+        lineage = (*easier.task.provenance.lineage, easier.task.task_id)
+        task = replace(task, provenance=replace(task.provenance, lineage=lineage))
     task = replace(task, task_id=f"{domain.name}-{level}-{content_hash(task)[:12]}")
-    return Candidate(task=task, image=image, draft=draft)
+    return Candidate(task=task, image=image, draft=draft, easier=easier)
 
 
 def make_task(domain: Domain, draft: Draft, *, world_hash: str, gold: Plan) -> Task:

@@ -3,7 +3,8 @@
 Levels: 1 find the one line of an invoice that does not agree with the order; 2 find it by the delivery
 notes too, which write the items carelessly; 3 settle an invoice line by line; 4 the same with deliveries in
 parts and a limit to what the desk may approve; 5 the cheapest suppliers for four items, each by another, in
-time and within a sum of fees. 1 to 3 may be shown to a cold start.
+time and within a sum of fees; 6 to 10 the same raised step by step in one world, from two items by price
+alone. 1 to 3 may be shown to a cold start.
 
 Goal kinds: find the inconsistency, reconciliation, cascade of updates under a policy, cheapest bundle.
 """
@@ -16,7 +17,7 @@ from itertools import product
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.clauses import right_word
-from synthesis.domains.warehouse_bundle import draft_bundle, plan_bundle
+from synthesis.domains.warehouse_bundle import RAISED, Dials, draft_bundle, plan_bundle, tools_for
 from synthesis.domains.warehouse_tools import REASONS, TOOLSETS
 from synthesis.domains.warehouse_world import (
     Bill,
@@ -53,17 +54,20 @@ class Audit:
 class WarehouseDomain:
     name: str = "warehouse"
     version: int = VERSION
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *RAISED)
     shown_levels: tuple[int, ...] = (1, 2, 3)
     tools: tuple[Tool, ...] = TOOLSETS[0]
-    toolsets: tuple[tuple[Tool, ...], ...] = TOOLSETS
+    toolsets: tuple[tuple[Tool, ...], ...] = (*TOOLSETS, *(tools_for(t, Dials(rules=0)) for t in TOOLSETS))
+
+    def raised_from(self, level: int) -> int | None:
+        return level - 1 if level - 1 in RAISED else None
 
     def draft(self, level: int, seed: int) -> Draft | None:
         if level not in self.levels:
             raise ValueError(f"domain warehouse has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
-        tools = rng.choice(self.toolsets)
-        if level == 5:
+        tools = rng.choice(TOOLSETS)
+        if level >= 5:
             return draft_bundle(self.name, level, seed, rng, tools)
         wanted = rng.choice(_faults(level))
         all_good = rng.random() < 1 / 4
@@ -110,7 +114,7 @@ class WarehouseDomain:
         )
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
-        return plan_bundle(draft, client, care) if draft.level == 5 else _plan_audit(draft, client, care)
+        return plan_bundle(draft, client, care) if draft.level >= 5 else _plan_audit(draft, client, care)
 
 
 def _faults(level: int) -> tuple[str, ...]:

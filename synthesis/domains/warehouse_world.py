@@ -121,8 +121,8 @@ def right_decisions(world: WarehouseWorld, paper: Paper, *, by_notes: bool) -> d
     return {bill.bill: decide(bill, prices, pieces, world.max_amount) for bill in paper.bills}
 
 
-def draw_world(rng: random.Random, level: int) -> WarehouseWorld:
-    """Two invoices with their papers, and offers of four items, from six suppliers at level 5."""
+def draw_world(rng: random.Random, level: int, *, num_items: int = 4, offers_each: int = 4) -> WarehouseWorld:
+    """Two invoices with their papers, and offers of `num_items` items, from six suppliers at level 5."""
     suppliers = {
         name: (rng.choice(_TOWNS), rng.randrange(10, 60, 5))
         for name in rng.sample(SUPPLIERS, 6 if level == 5 else 2)
@@ -133,7 +133,8 @@ def draw_world(rng: random.Random, level: int) -> WarehouseWorld:
         _draw_paper(rng, numbers, supplier, count, dirty=level >= 2, split=level >= 4)
         for supplier, count in zip(list(suppliers)[:2], (size, 3), strict=True)
     )
-    offered = _draw_offers(rng, numbers, list(suppliers))
+    selling = min(offers_each, len(suppliers))
+    offered = _draw_offers(rng, numbers, list(suppliers), num_items, selling)
     limit = rng.choice((400, 600, 800)) if level == 4 else NO_LIMIT
     return WarehouseWorld(papers=papers, suppliers=suppliers, offers=offered, max_amount=limit)
 
@@ -187,11 +188,13 @@ def _written(rng: random.Random, sku: str, *, dirty: bool) -> str:
     )
 
 
-def _draw_offers(rng: random.Random, numbers: Iterator[int], suppliers: list[str]) -> tuple[Offer, ...]:
-    """Four items, each offered by four of the suppliers (at most), at prices of their own."""
+def _draw_offers(
+    rng: random.Random, numbers: Iterator[int], suppliers: list[str], num_items: int, num_selling: int
+) -> tuple[Offer, ...]:
+    """Each item is offered by `num_selling` of the suppliers, at prices of their own."""
     found = []
-    for sku in _draw_skus(rng, 4):
-        selling = rng.sample(suppliers, min(4, len(suppliers)))
+    for sku in _draw_skus(rng, num_items):
+        selling = rng.sample(suppliers, num_selling)
         for supplier, price in zip(selling, rng.sample(range(10, 40), len(selling)), strict=True):
             number, days = f"F{next(numbers)}", rng.randrange(2, 12)
             found.append(Offer(offer=number, supplier=supplier, sku=sku, price=price, days=days))

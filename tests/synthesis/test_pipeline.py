@@ -258,7 +258,7 @@ def test_corpora_of_two_seeds_share_nothing(
         ({"domains": ("trp",)}, "no domain 'trp'"),
         ({"domains": ()}, "domains must be given"),
         ({"levels": (1, 1)}, "each once"),
-        ({"levels": (9,)}, "level 9 does not exist"),
+        ({"levels": (11,)}, "level 11 does not exist"),
         ({"domains": ("retail",), "levels": (5,)}, "level 5 does not exist"),
         ({"slip_rates": (1.5,)}, "slip_rates"),
         ({"shard_rows": 0}, "shard_rows"),
