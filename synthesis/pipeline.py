@@ -68,6 +68,8 @@ class SynthConfig:
     """The demonstrators take turns."""
     shard_rows: int = 25
     """Tasks in one shard: what a kill can cost."""
+    counts: tuple[tuple[str, int, int], ...] = ()
+    """(domain, level, tasks) where the tasks are not to be spread evenly; they add up to `count`."""
 
     def __post_init__(self) -> None:
         if self.family != FAMILY:
@@ -82,6 +84,7 @@ class SynthConfig:
         if not self.slip_rates or not all(0 <= rate <= 1 for rate in self.slip_rates):
             raise ValueError(f"slip_rates must be numbers in [0, 1], got {self.slip_rates}")
         self._check_domains_and_levels()
+        self._check_counts()
 
     def _check_domains_and_levels(self) -> None:
         for name in ("domains", "levels"):
@@ -94,6 +97,12 @@ class SynthConfig:
                 raise ValueError(f"level {level} does not exist; the levels are {', '.join(map(str, known))}")
         if self.demonstrations and not self.demonstration_cells():
             raise ValueError(f"none of the levels {self.levels} may be shown; give demonstration_levels")
+
+    def _check_counts(self) -> None:
+        if strange := [cell for *cell, _ in self.counts if tuple(cell) not in self.cells()]:
+            raise ValueError(f"counts: {strange[0]} is none of the domains' levels")
+        if (found := sum(count for *_, count in self.counts)) != self.count and self.counts:
+            raise ValueError(f"counts add up to {found}, count is {self.count}")
 
     def cells(self) -> list[tuple[str, int]]:
         return [
@@ -112,9 +121,12 @@ class SynthConfig:
     def as_json(self) -> dict[str, Any]:
         """All that decides the corpus' bytes, the versions of what makes it included."""
         versions = {name: domain_named(name).version for name in self.domains}
+        fields = asdict(self)
+        if not self.counts:  # as it was before there were any, so that older corpora can be resumed
+            del fields["counts"]
         gates = GATE_VERSIONS | ADMISSION_VERSIONS
         made_by = {"domain_versions": versions, "gate_versions": gates, "task_version": TASK_VERSION}
-        return json.loads(canonical_json(asdict(self) | made_by))
+        return json.loads(canonical_json(fields | made_by))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,8 +162,10 @@ def plan_shards(config: SynthConfig) -> tuple[ShardSpec, ...]:
         ),
     )
     for kind, cells, count, shard_rows, slip_rates in plans:
+        wanted = {(domain, level): number for domain, level, number in config.counts}
         for index, (domain, level) in enumerate(cells):
-            left = count // len(cells) + (index < count % len(cells))
+            even = count // len(cells) + (index < count % len(cells))
+            left = wanted.get((domain, level), 0) if kind == "tasks" and wanted else even
             for first in range(0, left, shard_rows):
                 specs.append(
                     ShardSpec(

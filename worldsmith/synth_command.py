@@ -2,6 +2,9 @@
 
 Example: worldsmith synth --family general --domain all --count 800 --seed 1 --out corpora/train
 
+With --target-pass-rate 0.5 --from-run RUN the tasks are not spread evenly over domains and levels, but so
+that the policy that RUN played is predicted to pass half of them: an item-response model over the dials.
+
 Each task comes from its own seed and passes every gate (see docs/corpus.md) or is refused; what was refused,
 and why, is counted in DIR/README.md, with what the gates measured. The same arguments give the same bytes for
 any number of workers.
@@ -13,12 +16,14 @@ import os
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from synthesis.corpus import Manifest, Shard
 from synthesis.general import DOMAINS, FAMILY
 from synthesis.pipeline import DEFAULT_LEVELS, SynthConfig, plan_shards, synthesize
+from worldsmith.aiming import aim_table, aimed
 from worldsmith.arguments import CommandParser, did_you_mean
 from worldsmith.progress import Progress
 
@@ -36,6 +41,10 @@ def main(argv: list[str]) -> int:
         missing = [f"--{name}" for name in ("count", "seed", "out") if getattr(args, name) is None]
         parser.error(f"{', '.join(missing)} missing")
     config = _config(args)
+    if args.target_pass_rate is not None:
+        config = _aimed(config, args)
+    elif args.from_run is not None:
+        raise ValueError("--from-run needs --target-pass-rate P, the share that its policy is to pass")
     specs = plan_shards(config)
     workers = args.workers
     if workers is None:
@@ -81,8 +90,13 @@ def _parser() -> CommandParser:
     )
     shown = ",".join(map(str, DEFAULT_LEVELS))
     parser.add_argument(
-        "--levels", type=_integers, default=DEFAULT_LEVELS, help=f"joined by commas (default: {shown})"
+        "--levels", type=_integers, help=f"joined by commas (default: {shown}; all when they are aimed at)"
     )
+    parser.add_argument(
+        "--target-pass-rate", type=float, metavar="P",
+        help="choose levels that the policy of --from-run passes with this rate",
+    )  # fmt: skip
+    parser.add_argument("--from-run", type=Path, metavar="RUN", help="a directory that eval or train wrote")
     parser.add_argument(
         "--workers", type=_count, help="Ray workers (default: one a core; 0: none, in this process)"
     )
@@ -121,12 +135,32 @@ def _config(args: argparse.Namespace) -> SynthConfig:
         seed=args.seed,
         family=args.family,
         domains=tuple(names),
-        levels=args.levels,
+        levels=args.levels or _default_levels(args, names),
         demonstrations=args.demonstrations,
         demonstration_levels=args.demonstration_levels,
         slip_rates=args.slip_rate,
         shard_rows=args.shard_rows,
     )
+
+
+def _default_levels(args: argparse.Namespace, names: list[str]) -> tuple[int, ...]:
+    if args.target_pass_rate is None:
+        return DEFAULT_LEVELS
+    return tuple(sorted({level for name in names for level in DOMAINS[name].levels}))
+
+
+def _aimed(config: SynthConfig, args: argparse.Namespace) -> SynthConfig:
+    target, run = args.target_pass_rate, args.from_run
+    if not 0 < target < 1:
+        raise ValueError(f"--target-pass-rate must lie between 0 and 1, got {target:g}")
+    if run is None:
+        raise ValueError("--target-pass-rate needs --from-run RUN, whose policy is to pass that share")
+    if not config.count:
+        raise ValueError("--target-pass-rate aims tasks, and --count is 0")
+    counts, predictions = aimed(run, config.cells(), target=target, count=config.count)
+    print(aim_table(counts, predictions, target), file=sys.stderr)
+    cells = tuple((*cell, number) for cell, number in counts.items() if number)
+    return replace(config, counts=cells)
 
 
 def _show_plan(config: SynthConfig, args: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from synthesis import receipts
@@ -150,3 +152,53 @@ def test_a_corpus_that_fails_its_checks_is_exit_code_one(
     assert "retail: verifier mutants does not hold" in capsys.readouterr().err
     assert main(["certify", str(tmp_path / "x")]) == 1
     assert "check verifier mutants does not hold" in capsys.readouterr().out
+
+
+def write_run(root: Path, rates: dict[int, int]) -> Path:
+    """A run of eval: ten tasks of each level of retail, so many of them passed."""
+    rows = [
+        {"task_id": f"retail-{level}-{n}", "domain": "retail", "level": level, "reward": float(n < passed)}
+        for level, passed in rates.items()
+        for n in range(10)
+    ]
+    rows.append({"task_id": "retail-1-lost", "domain": "retail", "level": 1, "reward": None})
+    (root / "episodes").mkdir(parents=True)
+    (root / "run.json").write_text("{}")
+    pq.write_table(pa.Table.from_pylist(rows), root / "episodes" / "eval.parquet")
+    return root
+
+
+def test_tasks_are_aimed_at_a_pass_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", {1: 10, 2: 9, 3: 5, 4: 1})
+    command = ["synth", "--domain", "retail", "--count", "40", "--seed", "3", "--out", str(tmp_path / "c")]
+    command += ["--target-pass-rate", "0.5", "--from-run", str(run), "--dry-run", "--json"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    rows = {cell["level"]: cell["rows"] for cell in json.loads(out)["cells"]}
+    assert sum(rows.values()) == 40
+    assert rows[3] > 20
+    assert max(rows.get(1, 0), rows.get(4, 0)) < 10
+    assert "retail     level 3   predicted 0." in err
+    assert "from 10 played" in err
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-pass-rate", "1.5", "--from-run", "RUN"], "must lie between 0 and 1, got 1.5"),
+        (["--target-pass-rate", "0.5"], "needs --from-run RUN"),
+        (["--from-run", "RUN"], "--from-run needs --target-pass-rate"),
+        (["--target-pass-rate", "0.5", "--from-run", "nowhere"], "nowhere is no run"),
+        (["--target-pass-rate", "0.5", "--from-run", "RUN", "--domain", "trip"], "was played"),
+    ],
+)
+def test_an_aim_that_cannot_be_taken_is_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", {1: 10})
+    options = [str(run) if option == "RUN" else option for option in options]
+    assert main(["synth", "--count", "4", "--seed", "1", "--out", str(tmp_path / "c"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
