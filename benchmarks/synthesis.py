@@ -4,6 +4,8 @@ A rate is accepted tasks by CPU seconds of one process, candidates that were ref
 is over domains, each at its levels 1 to 4. Workers: the same corpus by one Ray worker and by two, in turn.
 Beside it, where it can be installed into an environment of its own, reasoning-gym's raw rate: questions made,
 nothing proved of them. The last line of --json is one JSON object.
+
+Run as a module: `python -m benchmarks.synthesis`.
 """
 
 import argparse
