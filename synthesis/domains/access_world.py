@@ -151,7 +151,8 @@ def _logins(rng: random.Random, requests: Sequence[Row], ids: Sequence[str]) -> 
     """Those who hold a grant get in and the others fail, up to one, who gets in."""
     holders = {(r["employee_id"], r["system"]) for r in requests if r["state"] == "granted"}
     systems = sorted({r["system"] for r in requests})
-    pairs = rng.sample([(e, s) for e in ids for s in systems], NUM_LOGINS)
+    known = [(e, s) for e in ids for s in systems]
+    pairs = rng.sample(known, min(NUM_LOGINS, len(known)))  # all requests may be for two systems
     intruder = rng.choice([pair for pair in pairs if pair not in holders])
     numbers = rng.sample(range(1000, 10000), len(pairs))
     return [

@@ -9,7 +9,7 @@ import pytest
 from envs.task import Call, Plan
 from envs.tool_server import ToolServer
 from synthesis.domains.access import DOMAIN
-from synthesis.domains.access_world import broken_rule
+from synthesis.domains.access_world import _logins, broken_rule
 from synthesis.gates.suite import run_gates
 from synthesis.gates.trial import Trial
 from synthesis.general import Candidate
@@ -30,6 +30,17 @@ def plan_of(made: Candidate, slip_rate: float, seed: int = 0) -> tuple[Plan, Car
 def answered(candidates: Candidates, level: int, word: str) -> Candidate:
     made = (candidates("access", level, index) for index in range(40))
     return next(each for each in made if each.task.gold.answer == word)
+
+
+def test_requests_for_two_systems_alone_leave_fewer_logins() -> None:
+    """All eight requests of one desk in 2,145 are for two of the four systems."""
+    members, managers = ["E1", "E2", "E3", "E4"], ["E5", "E6"]
+    pairs = [(member, system) for member in members for system in ("mail", "wiki")]
+    requests = [{"employee_id": who, "system": system, "state": "granted"} for who, system in pairs]
+    logins = _logins(random.Random(0), requests, [*managers, *members])
+    assert len(logins) == 12
+    got_in = {(login["employee_id"], login["system"]) for login in logins if login["outcome"] == "ok"}
+    assert len(got_in - set(pairs)) == 1  # the intruder
 
 
 @pytest.mark.parametrize("level", DOMAIN.levels)
