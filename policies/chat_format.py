@@ -1,12 +1,13 @@
-"""Messages to text and back, in DeepSeek-V3.2's wire format: the only place that does it.
+"""One turn after another in DeepSeek-V3.2's wire format, as an episode reads and writes it, and back.
 
 Turns: `<bos>system` `<｜User｜>text<｜Assistant｜></think>` reply `<eos>`, tools as JSON Schema lines in the
-system message, calls as DSML blocks, results in call order. Chat mode only: no reasoning is rendered or
-expected. A policy's own text is parsed strictly, and what is wrong with it is a `ParseFault`, never an
-exception.
+system message, calls as DSML blocks, results in call order. Prompts are in chat mode, and their note on tools
+is a short one of ours; `conversation_format` has the published one, and thinking. A policy's own text is
+parsed strictly, and what is wrong with it is a `ParseFault`, never an exception.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,14 +19,17 @@ USER: Final = "<｜User｜>"
 ASSISTANT: Final = "<｜Assistant｜>"
 THINK: Final = "<think>"
 END_THINK: Final = "</think>"
-_D: Final = "｜DSML｜"
-_OPEN: Final = f"\n\n<{_D}function_calls>\n"
-END_CALLS: Final = f"</{_D}function_calls>"
+DSML: Final = "｜DSML｜"
+_OPEN: Final = f"\n\n<{DSML}function_calls>\n"
+END_CALLS: Final = f"</{DSML}function_calls>"
 _CLOSE: Final = f"\n{END_CALLS}"
-_INVOKE: Final = f'<{_D}invoke name="'
-_END_INVOKE: Final = f"</{_D}invoke>"
-_PARAM: Final = f'<{_D}parameter name="'
-_END_PARAM: Final = f"</{_D}parameter>"
+_INVOKE: Final = f'<{DSML}invoke name="'
+_END_INVOKE: Final = f"</{DSML}invoke>"
+_PARAM: Final = f'<{DSML}parameter name="'
+_END_PARAM: Final = f"</{DSML}parameter>"
+
+_CONTROL: Final = re.compile("|".join(map(re.escape, (BOS, EOS, PAD, USER, ASSISTANT, DSML))))
+_BAD_NAME: Final = re.compile(r'["\n｜]')
 
 TAGS: Final = (
     f"{_OPEN}{_INVOKE}",
@@ -67,10 +71,11 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """A policy's message: free text and calls."""
+    """A policy's message: free text and calls, after its reasoning."""
 
     content: str
     tool_calls: tuple[ToolCall, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +90,7 @@ def render_prompt(system: str, user: str, tool_schemas: Sequence[Mapping[str, An
     tools = ""
     if tool_schemas:
         schemas = "\n".join(json.dumps(schema, ensure_ascii=False) for schema in tool_schemas)
-        tools = "\n\n" + TOOLS_TEXT.format(d=_D, schemas=schemas)
+        tools = "\n\n" + TOOLS_TEXT.format(d=DSML, schemas=schemas)
     return f"{BOS}{neutral(system)}{tools}{USER}{neutral(user)}{ASSISTANT}{END_THINK}"
 
 
@@ -94,10 +99,17 @@ def render_reply(content: str, tool_calls: Sequence[ToolCall]) -> str:
 
     The end of sentence after calls is certain, so the policy is not asked for it: `render_results` brings it.
     """
+    return content + (render_calls(tool_calls) or EOS)
+
+
+def render_calls(tool_calls: Sequence[ToolCall]) -> str:
+    """The block of calls; nothing where there are none.
+
+    Raises ValueError for a name or a value that the format cannot carry.
+    """
     if not tool_calls:
-        return content + EOS
-    blocks = "\n".join(_render_call(call) for call in tool_calls)
-    return f"{content}{_OPEN}{blocks}{_CLOSE}"
+        return ""
+    return _OPEN + "\n".join(_render_call(call) for call in tool_calls) + _CLOSE
 
 
 def neutral(text: str) -> str:
@@ -117,32 +129,60 @@ def render_user(content: str) -> str:
 
 
 def _render_call(call: ToolCall) -> str:
-    lines = []
-    for name, value in call.arguments.items():
-        is_text = isinstance(value, str)
-        text = value if is_text else json.dumps(value, ensure_ascii=False)
-        lines.append(f'{_PARAM}{name}" string="{"true" if is_text else "false"}">{text}{_END_PARAM}')
-    return f'{_INVOKE}{call.name}">\n' + "\n".join(lines) + f"\n{_END_INVOKE}"
+    lines = [_render_argument(name, value) for name, value in call.arguments.items()]
+    return f'{_INVOKE}{_checked(call.name)}">\n' + "\n".join(lines) + f"\n{_END_INVOKE}"
 
 
-def parse_reply(text: str) -> Reply | ParseFault:
-    """A policy's text, from its first character to its end of sentence or the end of its calls."""
+def _render_argument(name: str, value: Any) -> str:
+    """Text as it is, unless it holds a control token: that would end it early, so it goes as JSON."""
+    is_text = isinstance(value, str) and not _CONTROL.search(value)
+    text = value if is_text else to_json(value)
+    return f'{_PARAM}{_checked(name)}" string="{"true" if is_text else "false"}">{text}{_END_PARAM}'
+
+
+def to_json(value: Any) -> str:
+    """JSON in which no string holds a control token; otherwise its characters as they are.
+
+    Raises ValueError for a number that JSON does not have.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("｜", "\\uff5c") if _CONTROL.search(text) else text
+
+
+def _checked(name: str) -> str:
+    if not name or _BAD_NAME.search(name):
+        raise ValueError(f"{name!r} cannot be the name of a tool or parameter: DSML has no escape for it")
+    return name
+
+
+def parse_reply(text: str, *, thinking: bool = False) -> Reply | ParseFault:
+    """A policy's text, from its first character to its end of sentence or the end of its calls.
+
+    Args:
+        thinking: whether the prompt ended in `<think>`, so that reasoning comes first.
+    """
     body, end, rest = text.partition(EOS)
     if rest:
         return ParseFault(fault="text after the end of the message")
     if not end and not text.endswith(_CLOSE):
         return ParseFault(fault="the message does not end")
+    reasoning, closed, body = body.partition(END_THINK) if thinking else ("", END_THINK, body)
+    if not closed:
+        return ParseFault(fault="the reasoning does not end")
     content, opening, block = body.partition(_OPEN)
-    if any(token in content for token in (BOS, USER, ASSISTANT, PAD, _D, THINK, END_THINK)):
+    if any(_CONTROL.search(part) or THINK in part or END_THINK in part for part in (reasoning, content)):
         return ParseFault(fault="a control token inside the text")
     if not opening:
-        return Reply(content=content, tool_calls=())
+        return Reply(content=content, tool_calls=(), reasoning=reasoning)
     if not block.endswith(_CLOSE):
         return ParseFault(fault="the block of calls is not closed, or text follows it")
-    return _parse_block(content, block.removesuffix(_CLOSE))
+    calls = _parse_block(block.removesuffix(_CLOSE))
+    if isinstance(calls, ParseFault):
+        return calls
+    return Reply(content=content, tool_calls=calls, reasoning=reasoning)
 
 
-def _parse_block(content: str, block: str) -> Reply | ParseFault:
+def _parse_block(block: str) -> tuple[ToolCall, ...] | ParseFault:
     calls: list[ToolCall] = []
     rest = block
     while True:
@@ -150,14 +190,14 @@ def _parse_block(content: str, block: str) -> Reply | ParseFault:
             return ParseFault(fault="a call does not begin with its invoke tag")
         name, quote, rest = rest.removeprefix(_INVOKE).partition('">\n')
         body, end, rest = rest.partition(_END_INVOKE)
-        if not quote or not end or not name or "\n" in name:
+        if not quote or not end or not name or _BAD_NAME.search(name):
             return ParseFault(fault="an invoke tag is not well formed")
         arguments = _parse_arguments(body)
         if isinstance(arguments, ParseFault):
             return arguments
         calls.append(ToolCall(name=name, arguments=arguments))
         if not rest:
-            return Reply(content=content, tool_calls=tuple(calls))
+            return tuple(calls)
         if not rest.startswith("\n"):
             return ParseFault(fault="text between two calls")
         rest = rest[1:]
@@ -175,13 +215,21 @@ def _parse_arguments(body: str) -> dict[str, Any] | ParseFault:
         value, end, rest = rest.partition(_END_PARAM)
         if not (closed and marked and end) or kind not in ("true", "false"):
             return ParseFault(fault="a parameter tag is not well formed")
+        if not name or _BAD_NAME.search(name):
+            return ParseFault(fault="a parameter tag is not well formed")
         if name in arguments:
             return ParseFault(fault=f"parameter {name} is given twice")
-        if kind == "true":
-            arguments[name] = value
-            continue
+        if _CONTROL.search(value):
+            return ParseFault(fault=f"a control token inside the value of parameter {name}")
         try:
-            arguments[name] = json.loads(value)
+            arguments[name] = value if kind == "true" else _parse_json(value)
         except (ValueError, RecursionError):
             return ParseFault(fault=f"the value of parameter {name} is not JSON")
     return arguments
+
+
+def _parse_json(text: str) -> Any:
+    """Raises ValueError for what is not JSON, NaN, 1e999 and half a character (a lone surrogate) included."""
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return value
