@@ -86,10 +86,20 @@ def test_the_curves_bend_and_cross_where_the_published_ones_do(published: WorkMo
     # The published sparse curves bend at 6.6K (prefill) and 2.1K (decode).
     for phase, bend in (("prefill", 6.6 * 1024), ("decode", 2.1 * 1024)):
         assert slope(int(bend * 0.9) - 100, phase) > 4 * slope(int(bend * 1.1), phase)
-    meet = crossing(
-        lambda at: (p := prices(published, machine, at)).prefill_sparse > p.prefill_dense, 1 << 18
-    )
-    assert meet == pytest.approx(10_000, rel=0.1)
+    # Where the published lines meet, by their ends and bends: position 0, the bend, 128K.
+    for phase, bend, dense, sparse in (
+        ("prefill", 6.6 * 1024, (0.053, 0.666), (0.100, 0.187)),
+        ("decode", 2.1 * 1024, (0.071, 2.154), (0.146, 0.249)),
+    ):
+        rise_dense = (dense[1] - dense[0]) / (128 * 1024)
+        rise_sparse = (sparse[1] - sparse[0]) / (128 * 1024 - bend)
+        published_at = (sparse[0] - rise_sparse * bend - dense[0]) / (rise_dense - rise_sparse)
+
+        def is_dearer(at: int, phase: str = phase) -> bool:
+            price = prices(published, machine, at)
+            return getattr(price, f"{phase}_sparse") > getattr(price, f"{phase}_dense")
+
+        assert crossing(is_dearer, 1 << 18) == pytest.approx(published_at, rel=0.1)
 
 
 def test_crossing_finds_the_first_position() -> None:
