@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from policies.model.blockwise import AttentionPlan, IndexParts, block_attention
 from policies.model.config import ModelConfig, selection, softmax_scale
+from policies.model.head_rows import HeadShape, head_rows
 from policies.model.indexer import Indexer
 from policies.model.norm import RMSNorm
 from policies.model.packing import PackedBatch
@@ -27,9 +28,8 @@ class LayerInputs:
     cos: Tensor
     """[N, R / 2], as `sin`."""
     sin: Tensor
-    row_cos: Tensor
-    """[T, R / 2], as `row_sin`: the same for the places of a row."""
-    row_sin: Tensor
+    row_turns: Tensor
+    """[T, R / 2] complex: the same for the places of a row."""
     indexer_loss: str = "none"
     capture: list[tuple[Tensor, Tensor]] | None = field(default=None)
     """When given, each layer appends its cache rows: latents [N, C + R] and index keys [N, I]."""
@@ -44,6 +44,12 @@ class Attention(nn.Module):
         heads, hidden = config.num_attention_heads, config.hidden_size
         bias = config.attention_bias
         self.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+        self.shape = HeadShape(
+            num_heads=heads,
+            nope=config.qk_nope_head_dim,
+            rope=config.qk_rope_head_dim,
+            value=config.v_head_dim,
+        )
         self.scale, self.selection = softmax_scale(config), selection(config)
         self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
         self.q_a_layernorm = RMSNorm(config.q_lora_rank, 1e-6)
@@ -70,20 +76,20 @@ class Attention(nn.Module):
             [config.kv_lora_rank, config.qk_rope_head_dim], dim=-1
         )
         latent = self.kv_a_layernorm(latent)
-        k_rope = rotate_neighbours(k_rope, inputs.cos, inputs.sin)
         index = self._index(hidden_ND, q_latent, inputs)
         if inputs.capture is not None:
-            inputs.capture.append((torch.cat((latent, k_rope), -1), index[1]))
+            turned = rotate_neighbours(k_rope, inputs.cos, inputs.sin)
+            inputs.capture.append((torch.cat((latent, turned), -1), index[1]))
         rows = inputs.batch.to_rows
         parts = IndexParts(
             queries=rows(index[0]).transpose(1, 2).contiguous(),
             keys=rows(index[1]),
             weights=rows(index[2]).transpose(1, 2).unsqueeze(-1),
         )
-        mixed, loss, places = block_attention(
-            *self._heads(q_latent, latent, k_rope, inputs), parts, self._plan(inputs, forced_NK)
-        )
-        mixed_N = inputs.batch.to_packed(mixed.transpose(1, 2)).flatten(1)
+        q, kv = self.q_b_proj(q_latent), self.kv_b_proj(latent)
+        heads = head_rows(q, kv, k_rope, self.shape, inputs.batch, inputs.row_turns)
+        mixed, loss, places = block_attention(*heads, parts, self._plan(inputs, forced_NK))
+        mixed_N = inputs.batch.to_packed(mixed.transpose(1, 2)).flatten(1).to(hidden_ND.dtype)
         if places is not None:
             places = inputs.batch.to_packed(places)
         return self.o_proj(mixed_N), None if inputs.indexer_loss == "none" else loss, places
@@ -93,20 +99,6 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and inputs.indexer_loss != "none"):
             return self.indexer(hidden_ND, q_latent, inputs.cos, inputs.sin)
-
-    def _heads(
-        self, q_latent: Tensor, latent: Tensor, k_rope: Tensor, inputs: LayerInputs
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys [B, H, T, nope + rope], values [B, H, T, V]."""
-        config, rows = self.config, inputs.batch.to_rows
-        heads, nope = config.num_attention_heads, config.qk_nope_head_dim
-        q = rows(self.q_b_proj(q_latent)).unflatten(-1, (heads, -1)).transpose(1, 2)
-        q_rope = rotate_neighbours(q[..., nope:], inputs.row_cos, inputs.row_sin)
-        kv = rows(self.kv_b_proj(latent)).unflatten(-1, (heads, -1)).transpose(1, 2)
-        k_rope = rows(k_rope)[:, None].expand(-1, heads, -1, -1)
-        # The rows of a head lie together, as the block products want them.
-        queries = torch.cat((q[..., :nope], q_rope), dim=-1)
-        return queries, torch.cat((kv[..., :nope], k_rope), dim=-1), kv[..., nope:].contiguous()
 
     def _plan(self, inputs: LayerInputs, forced_NK: Tensor | None) -> AttentionPlan:
         return AttentionPlan(

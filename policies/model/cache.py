@@ -41,6 +41,14 @@ class LatentCache:
     def max_length(self) -> int:
         return self.latents.shape[2]
 
+    @property
+    def num_bytes(self) -> int:
+        """What the cache takes, whatever is in it."""
+        parts = [self.latents, self.index_keys]
+        if self.hashed is not None:
+            parts.append(self.hashed.codes)
+        return sum(part.nbytes for part in parts)
+
     def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None:
         """Store rows at places (slot * max_length + position)."""
         self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
@@ -53,18 +61,10 @@ class LatentCache:
     def write_captured(
         self, layer: int, places_N: Tensor, captured: tuple[Tensor, Tensor], rope_dim: int
     ) -> None:
-        """Store rows as the trainer-mode forward lays them out: the pairs' first members first."""
+        """Store rows as the trainer-mode forward lays them out: index pairs' first members first."""
         latents, index_keys = captured
-        rank = latents.shape[-1] - rope_dim
-        pairs = pair_order(rope_dim)
-        rope = latents[:, rank:][:, pairs]
-        index_rope = index_keys[:, :rope_dim][:, pairs]
-        self.write(
-            layer,
-            places_N,
-            torch.cat((latents[:, :rank], rope), -1),
-            torch.cat((index_rope, index_keys[:, rope_dim:]), -1),
-        )
+        index_rope = index_keys[:, :rope_dim][:, pair_order(rope_dim)]
+        self.write(layer, places_N, latents, torch.cat((index_rope, index_keys[:, rope_dim:]), -1))
 
 
 def pair_order(rope_dim: int) -> list[int]:

@@ -164,8 +164,7 @@ class Decoder(PolicyPreTrainedModel):
             batch=batch,
             cos=row_cos[batch.positions],
             sin=row_sin[batch.positions],
-            row_cos=row_cos,
-            row_sin=row_sin,
+            row_turns=torch.complex(row_cos, row_sin),
             **options,
         )
 

@@ -37,7 +37,7 @@ class PackedBatch:
     def to_packed(self, rows: Tensor) -> Tensor:
         """[B, T, ...] to [N, ...]."""
         flat = rows.reshape(self.num_rows * self.length, *rows.shape[2:])
-        return flat if self.pack_index is None else flat.index_select(0, self.pack_index)
+        return flat if self.pack_index is None else _Pick.apply(flat, self.pack_index)
 
     def row_weights(self) -> Tensor:
         """[B, T] float32: 1 / N for each real token, 0 for padding."""
@@ -108,3 +108,19 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (pack_index,) = ctx.saved_tensors
         return grads[0].index_select(0, pack_index), None, None
+
+
+class _Pick(torch.autograd.Function):
+    """Rows by index, no row twice: the backward copies where autograd's would add."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        spread = grads[0].new_zeros(ctx.num_rows, *grads[0].shape[1:])
+        return spread.index_copy_(0, index, grads[0]), None

@@ -65,12 +65,9 @@ def _stretched(frequencies: Tensor, rope_dim: int, theta: float, yarn: Yarn) -> 
 
 
 def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[..., R] rotated in interleaved pairs; the result holds the first members, then the second.
-
-    Queries and keys are laid out alike, so their products are those of the interleaved order.
-    """
+    """[..., R] rotated in interleaved pairs: the definition; attention turns complex pairs in place."""
     first, second = x[..., 0::2], x[..., 1::2]
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

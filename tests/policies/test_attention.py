@@ -8,8 +8,9 @@ from policies.model import blockwise
 from policies.model.attention import Attention, LayerInputs
 from policies.model.blockwise import AttentionPlan, IndexParts, block_attention
 from policies.model.config import tiny_config
+from policies.model.head_rows import HeadShape, head_rows
 from policies.model.indexer import index_scores, indexer_loss_rows
-from policies.model.packing import pack
+from policies.model.packing import PackedBatch, pack
 from policies.model.rotary import rotary_tables, rotate_neighbours
 from policies.model.selectors import NEVER, SELECTORS, Selection, select_topk
 
@@ -80,6 +81,37 @@ def test_blocks_equal_the_plain_definition(
         assert torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-9, atol=1e-9)
 
 
+def plain_heads(q: Tensor, kv: Tensor, k_rope: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, 4, T, ...] by slices and concatenations; keys 32 + 16, values 48."""
+    cos, sin = rotary_tables(torch.arange(batch.length), 16, 100.0)
+    q, kv = (batch.to_rows(x).unflatten(-1, (4, -1)).transpose(1, 2) for x in (q, kv))
+    k_rope = rotate_neighbours(batch.to_rows(k_rope), cos, sin)[:, None].expand(-1, 4, -1, -1)
+    queries = torch.cat((q[..., :32], rotate_neighbours(q[..., 32:], cos, sin)), -1)
+    return queries, torch.cat((kv[..., :32], k_rope), -1), kv[..., 32:]
+
+
+@pytest.mark.parametrize("lengths", [[8, 8], [3, 8]])
+def test_rows_of_heads_and_their_gradients_are_those_of_plain_autograd_in_float64(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+    batch = pack(2, 8, mask, mask.device)
+    cos, sin = rotary_tables(torch.arange(8), 16, 100.0)
+    leaves = [
+        torch.randn(sum(lengths), width, dtype=torch.float64, requires_grad=True) for width in (192, 320, 16)
+    ]
+    shape = HeadShape(num_heads=4, nope=32, rope=16, value=48)
+    ours = head_rows(leaves[0], leaves[1], leaves[2], shape, batch, torch.complex(cos, sin))
+    theirs = plain_heads(leaves[0], leaves[1], leaves[2], batch)
+    # Padding receives no gradient: no real token reads it.
+    weights = [torch.randn_like(x) * mask[:, None, :, None] for x in theirs]
+    grads = [
+        torch.autograd.grad(sum((x * w).sum() for x, w in zip(heads, weights, strict=True)), leaves)
+        for heads in (ours, theirs)
+    ]
+    for got, wanted in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):
+        assert torch.allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("mode", ["sparse", "dense"])
 def test_every_parameter_of_an_indexer_learns_as_plain_autograd_has_it_in_float64(mode: str) -> None:
     torch.manual_seed(0)
@@ -92,7 +124,8 @@ def test_every_parameter_of_an_indexer_learns_as_plain_autograd_has_it_in_float6
     batch = pack(2, 8, None, hidden_ND.device)
     row_cos, row_sin = rotary_tables(torch.arange(8), 16, 100.0)
     cos, sin = row_cos[batch.positions], row_sin[batch.positions]
-    inputs = LayerInputs(batch=batch, cos=cos, sin=sin, row_cos=row_cos, row_sin=row_sin, indexer_loss=mode)
+    turns = torch.complex(row_cos, row_sin)
+    inputs = LayerInputs(batch=batch, cos=cos, sin=sin, row_turns=turns, indexer_loss=mode)
     _, loss, _ = attention(hidden_ND, inputs)
     assert loss is not None
     ours = torch.autograd.grad(loss, list(attention.indexer.parameters()))
@@ -102,8 +135,9 @@ def test_every_parameter_of_an_indexer_learns_as_plain_autograd_has_it_in_float6
     causal = torch.ones(8, 8, dtype=torch.bool).tril().expand(2, 8, 8)
     allowed = causal if mode == "dense" else select_topk(scores.detach().masked_fill(~causal, NEVER), 3)
     latent, k_rope = attention.kv_a_proj_with_mqa(hidden_ND).split([64, 16], dim=-1)
-    k_rope = rotate_neighbours(k_rope, cos, sin)
-    queries, keys, _ = attention._heads(q_latent, attention.kv_a_layernorm(latent), k_rope, inputs)
+    queries, keys, _ = plain_heads(
+        attention.q_b_proj(q_latent), attention.kv_b_proj(attention.kv_a_layernorm(latent)), k_rope, batch
+    )
     logits = (queries @ keys.transpose(2, 3)) * 48**-0.5
     target = logits.masked_fill(~allowed[:, None], NEVER).softmax(-1).mean(1).detach()
     expected = indexer_loss_rows(scores, target, allowed).mean()

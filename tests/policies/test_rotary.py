@@ -12,10 +12,10 @@ def test_neighbours_turn_x0_with_x1_and_halves_turn_x0_with_x2() -> None:
     cos, sin = rotary_tables(torch.tensor([1]), 4, theta=10_000.0)
     # Angles at position 1: 1 and 0.01 radians.
     x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
-    assert rotate_neighbours(x, cos, sin)[0].tolist() == pytest.approx([math.cos(1), 0, math.sin(1), 0])
+    assert rotate_neighbours(x, cos, sin)[0].tolist() == pytest.approx([math.cos(1), math.sin(1), 0, 0])
     second = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
     # x1 is the partner of x0 among neighbours (first frequency) and heads its own pair among halves (second).
-    assert rotate_neighbours(second, cos, sin)[0].tolist() == pytest.approx([-math.sin(1), 0, math.cos(1), 0])
+    assert rotate_neighbours(second, cos, sin)[0].tolist() == pytest.approx([-math.sin(1), math.cos(1), 0, 0])
     assert rotate_halves(second, cos, sin)[0].tolist() == pytest.approx(
         [0, math.cos(0.01), 0, math.sin(0.01)]
     )
