@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from policies.model.cache import LatentCache, allocate_cache
-from policies.model.decode import FusedDecoder, NewTokens
+from policies.model.decode import FusedDecoder, NewTokens, gathered_prefill_from
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.packing import pack
 from policies.model.sampling import Sampling, draw, process_logits
@@ -25,8 +25,8 @@ __all__ = ["Engine", "Sampling", "SessionRecord", "Turn"]
 
 PREFILL_TOKENS = 16_384
 """Prompts are read in batches of at most so many padded tokens."""
-GATHERED_PREFILL_FROM = 4_096
-"""Longer prompts are read over cached latents, so that core attention touches the selected ones only."""
+READ_ALONE_FROM = 256
+"""A session with so many unread tokens is read by itself: its cached rows then serve all of them in place."""
 _ROUND = 16
 
 
@@ -115,12 +115,19 @@ class Engine:
         self.stop_token_ids = frozenset(stop_token_ids)
         self.version = 0
         self._record_selected = record_selected
+        # Longer prompts are read over cached latents: core attention touches the selected ones only.
+        self.gathered_from = gathered_prefill_from(model.config) or max_length
         self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
         self._fused = FusedDecoder(model)
         self._sessions: dict[int, _Session] = {}
         self._waiting: deque[_Session] = deque()
         self._free = list(range(num_slots - 1, -1, -1))
         self._opened = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the cache takes; it does not grow."""
+        return self._cache.num_bytes
 
     @property
     def num_running(self) -> int:
@@ -177,9 +184,12 @@ class Engine:
                 s for s in self._sessions.values() if s.slot is not None and not s.paused and s not in started
             ]
             going.sort(key=lambda s: s.slot or 0)
+            long = [s for s in going if len(s.tokens) - s.num_read >= READ_ALONE_FROM]
+            going = [s for s in going if s not in long]
+            logits += [self._read([session]) for session in long]
             if going:
-                logits = [*logits, self._read(going)]
-            sessions = [*started, *going]
+                logits.append(self._read(going))
+            sessions = [*started, *long, *going]
             if not sessions:
                 return []
             self._sample(sessions, torch.cat(logits))
@@ -233,7 +243,7 @@ class Engine:
         while self._waiting and self._free:
             session = self._waiting.popleft()
             session.slot = self._free.pop()
-            if len(session.tokens) <= GATHERED_PREFILL_FROM:
+            if len(session.tokens) <= self.gathered_from:
                 groups.setdefault(tuple(session.tokens), []).append(session)
         started: list[_Session] = []
         logits: list[Tensor] = []
@@ -300,6 +310,7 @@ class Engine:
             positions=torch.tensor(positions),
             num_cached=longest,
             fewest=min(positions) + 1,
+            slot=slots[0] if len(sessions) == 1 and len(ids) > 1 else None,
         )
         counts = [len(s.tokens) - s.num_read for s in sessions]
         ends = np.cumsum(counts)

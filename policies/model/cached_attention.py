@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from policies.model.cache import LatentCache
 from policies.model.config import ModelConfig
@@ -27,6 +28,9 @@ class NewTokens:
     """[N, L, K] experts to use in the L mixture layers; negative: the router chooses."""
     selected: Tensor | None = None
     """[N, L, K] places to attend to in all L layers, -1 for none; a token with only -1 chooses itself."""
+    slot: int | None = None
+    """When given, all of them are this one's, in order of position: a long prompt. Its cached rows are then
+    read where they lie, for many tokens at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +64,11 @@ class SeenPlaces:
     def floats_per_token(self) -> int:
         config, places = self.config, self.tokens.num_cached
         row = config.kv_lora_rank + config.qk_rope_head_dim
+        if self.tokens.slot is not None:
+            heads = config.index_n_heads + 2
+            if not self.selecting or config.token_selector == "oracle":
+                heads += config.num_attention_heads
+            return max(places * heads, config.index_topk * row)
         if not self.selecting:
             return places * row
         if config.token_selector == "oracle":
@@ -78,15 +87,15 @@ class SeenPlaces:
             view = _View(self, part, queries.part(part))
             mixed.append(self._mix(view, places if record is not None else None))
         if record is not None:
-            record.append(torch.cat(places))
+            record.append(_joined(places))
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
     def _mix(self, view: "_View", record: list[Tensor] | None) -> Tensor:
-        chosen = self._choose(view) if self.selecting else None
+        chosen = self._choose(view) if self.selecting and view.num_places > self.how.top_k else None
         if self.forced is not None:
             chosen = self._force(view, chosen, self.forced[view.part])
         if chosen is None:
-            rows_NKX = self.places(self.latents, view.part)
+            rows_NKX = self.places(self.latents, view)
             filler = view.later() if self.tokens.fewest < self.tokens.num_cached else None
         else:
             places_NK, filler = chosen
@@ -97,10 +106,10 @@ class SeenPlaces:
             places_NK = view.key_pos.expand(len(view.queries.main), -1) if chosen is None else chosen[0]
             known = places_NK if filler is None else places_NK.masked_fill(filler, -1)
             record.append(known.to(torch.int32))
-        logits = torch.bmm(view.queries.main, rows_NKX.transpose(1, 2))
+        logits = _products(view.queries.main, rows_NKX.transpose(1, 2))
         if filler is not None:
             logits.masked_fill_(filler[:, None], NEVER)
-        return torch.bmm(logits.softmax(-1), rows_NKX[..., : self.config.kv_lora_rank])
+        return _products(logits.softmax(-1), rows_NKX[..., : self.config.kv_lora_rank])
 
     def _choose(self, view: "_View") -> tuple[Tensor, Tensor | None]:
         """The places [n, K] that the selector chooses, and which of them only fill the row."""
@@ -109,7 +118,7 @@ class SeenPlaces:
         scores.masked_fill_(view.later(), NEVER)
         places_NK = select_topk_indices(scores, self.how.top_k)
         # Only a token with few earlier ones, or few candidates, keeps fewer than k.
-        short = self.tokens.fewest < self.how.top_k or self.config.token_selector == "lsh"
+        short = view.fewest < self.how.top_k or self.config.token_selector == "lsh"
         return places_NK, scores.gather(1, places_NK) == NEVER if short else None
 
     def _force(
@@ -121,20 +130,33 @@ class SeenPlaces:
         own_NK = own[0] if own[1] is None else own[0].masked_fill(own[1], -1)
         width = max(own_NK.shape[1], forced_NK.shape[1])
         own_NK, forced_NK = (
-            torch.nn.functional.pad(places, (0, width - places.shape[1]), value=-1)
+            functional.pad(places, (0, width - places.shape[1]), value=-1)
             for places in (own_NK, forced_NK.to(own_NK.dtype))
         )
         places_NK = torch.where((forced_NK < 0).all(-1, keepdim=True), own_NK, forced_NK)
         return places_NK.clamp(min=0), places_NK < 0
 
-    def places(self, stored: Tensor, part: slice) -> Tensor:
-        """[n, places, X] of the tokens' own slots."""
-        window = stored[:, : self.tokens.num_cached]
-        return (
-            window
-            if self.aligned and part == slice(None)
-            else window.index_select(0, self.tokens.slots[part])
-        )
+    def places(self, stored: Tensor, view: "_View") -> Tensor:
+        """[n, S, X] of the tokens' own slots; [1, S, X] where they all have one."""
+        window = stored[:, : view.num_places]
+        if self.tokens.slot is not None:
+            return window[self.tokens.slot, None]
+        if self.aligned and view.part == slice(None):
+            return window
+        return window.index_select(0, self.tokens.slots[view.part])
+
+
+def _joined(places: list[Tensor]) -> Tensor:
+    """Records of portions one below the other, each as wide as the widest."""
+    width = max(part.shape[1] for part in places)
+    return torch.cat([functional.pad(part, (0, width - part.shape[1]), value=-1) for part in places])
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """[n, H, X] times [n, X, Y], or times one [1, X, Y] for all."""
+    if len(right) == len(left):
+        return torch.bmm(left, right)
+    return (left.flatten(0, 1) @ right[0]).view(*left.shape[:2], -1)
 
 
 class _View:
@@ -143,7 +165,10 @@ class _View:
     def __init__(self, seen: SeenPlaces, part: slice, queries: Queries) -> None:
         self.seen, self.part, self.queries = seen, part, queries
         self.query_pos = seen.tokens.positions[part, None]
-        self.key_pos = torch.arange(seen.tokens.num_cached)
+        self.num_places, self.fewest = seen.tokens.num_cached, seen.tokens.fewest
+        if seen.tokens.slot is not None:
+            self.num_places, self.fewest = int(self.query_pos[-1]) + 1, int(self.query_pos[0]) + 1
+        self.key_pos = torch.arange(self.num_places)
 
     def later(self) -> Tensor:
         """[n, S] bool: places after the token."""
@@ -151,29 +176,31 @@ class _View:
 
     def index_scores(self, among: Tensor | None = None) -> Tensor:
         """Products are computed for the pairs in `among` only; the others score -inf."""
-        index_keys = self.seen.places(self.seen.cache.index_keys[self.seen.layer], self.part)
+        index_keys = self.seen.places(self.seen.cache.index_keys[self.seen.layer], self)
         weights = self.queries.weights[..., None]
         if among is None:
-            products = torch.bmm(self.queries.index, index_keys.transpose(1, 2)).relu_()
+            products = _products(self.queries.index, index_keys.transpose(1, 2)).relu_()
             return sum_heads(products, weights)
         among = among & ~self.later()
         most = int(among.sum(-1).max())
         pairs = torch.where(among, 0.0, NEVER)
         places_NC = select_topk_indices(pairs, most)
+        index_keys = index_keys.expand(len(pairs), -1, -1)
         keys_NCI = index_keys.gather(1, places_NC[..., None].expand(-1, -1, index_keys.shape[-1]))
         products = torch.bmm(self.queries.index, keys_NCI.transpose(1, 2)).relu_()
         scores = sum_heads(products, weights) + pairs.gather(1, places_NC)
         return torch.full_like(pairs, NEVER).scatter_(1, places_NC, scores)
 
     def attention_mass(self) -> Tensor:
-        latents = self.seen.places(self.seen.latents, self.part)
-        logits = torch.bmm(self.queries.main, latents.transpose(1, 2))
+        latents = self.seen.places(self.seen.latents, self)
+        logits = _products(self.queries.main, latents.transpose(1, 2))
         return logits.masked_fill_(self.later()[:, None], NEVER).softmax(-1).sum(1)
 
     def hash_votes(self) -> Tensor:
         hashed = self.seen.cache.hashed
         assert hashed is not None
         query_codes = bucket_codes(self.queries.index, hashed.planes, hashed.num_bits)
-        key_codes = self.seen.places(hashed.codes[self.seen.layer], self.part).long()
+        key_codes = self.seen.places(hashed.codes[self.seen.layer], self).long()
+        key_codes = key_codes.expand(len(self.queries.main), -1, -1)
         weights = self.queries.weights[..., None]
         return bucket_votes(query_codes[:, :, None], weights, key_codes, hashed.num_bits).squeeze(1)

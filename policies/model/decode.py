@@ -28,6 +28,10 @@ GATHERED_FLOATS = 4_000_000
 DENSE_EXPERT_TOKENS = 256
 """Up to here all experts run as one product, zero gates dropping the unchosen; beyond, tokens are sorted."""
 DENSE_EXPERT_LIMIT = 32
+GATHERING = 1.5
+"""What a product over gathered rows costs beside one over rows that lie together, measured
+(benchmarks/context.py).
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +131,19 @@ class FusedDecoder:
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
         index_q = _turn(index_q.view(-1, index_heads, index_dim), turns[:, None], 0, rope)
         return Queries(main=q, index=index_q, weights=index_w)
+
+
+def gathered_prefill_from(config: ModelConfig) -> int | None:
+    """The length from which a prompt is read faster over gathered latents than in masked MHA mode, if any.
+
+    MHA mode multiplies for every earlier token, half the length on average; gathered, for k tokens, in the
+    larger dimensions of the latents.
+    """
+    if config.token_selector == "dense":
+        return None
+    absorbed = 2 * config.kv_lora_rank + config.qk_rope_head_dim
+    expanded = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
+    return round(2 * GATHERING * config.index_topk * absorbed / expanded)
 
 
 def _unit(x: Tensor, eps: float) -> Tensor:

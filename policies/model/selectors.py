@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 NEVER = float("-inf")
+PARTITION_FROM = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,9 +157,14 @@ def select_topk_indices(scores: Tensor, k: int) -> Tensor:
 def _kth_best(scores: Tensor, k: int) -> Tensor:
     """[..., 1]: the k-th largest of each row."""
     if scores.device.type == "cpu" and scores.dtype == torch.float32:
-        # NumPy's vectorised sort takes an eighth of the time of torch.topk's selection here.
-        ordered = np.sort(scores.numpy(), axis=-1)
-        return torch.from_numpy(ordered[..., -k, None].copy())
+        # NumPy's vectorised sort takes an eighth of the time of torch.topk's selection here, and on long rows
+        # its partition a fifth of that, unless there are many ties.
+        values, place = scores.numpy(), scores.shape[-1] - k
+        if values.shape[-1] >= PARTITION_FROM and np.count_nonzero(values) > 0.9 * values.size > 0:
+            ordered = np.partition(values, place, axis=-1)
+        else:
+            ordered = np.sort(values, axis=-1)
+        return torch.from_numpy(ordered[..., place, None].copy())
     return scores.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
 
 

@@ -112,11 +112,23 @@ def test_a_session_is_the_same_alone_and_in_company() -> None:
     assert np.array_equal(np.sort(records[late].routes, -1), np.sort(alone.routes, -1))
 
 
-def test_long_prompts_read_over_gathered_latents_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policies.engine.GATHERED_PREFILL_FROM", 10)
+@pytest.mark.parametrize("alone_from", [3, 1000])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"token_selector": "oracle"},
+        {"token_selector": "lsh", "lsh_tables": 4, "lsh_bits": 3, "lsh_window": 2},
+    ],
+)
+def test_long_prompts_read_over_gathered_latents_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, overrides: dict, alone_from: int
+) -> None:
+    monkeypatch.setattr("policies.engine.gathered_prefill_from", lambda config: 10)
+    monkeypatch.setattr("policies.engine.READ_ALONE_FROM", alone_from)
     monkeypatch.setattr("policies.model.decode.GATHERED_FLOATS", 3_000)  # several portions
     monkeypatch.setattr("policies.model.decode.DENSE_EXPERT_TOKENS", 8)  # sorted dispatch for prompts
-    model = make_model()
+    model = make_model(**overrides)
     engine = make_engine(model)
     sessions = [engine.open(prompt(40, i), seed=i, sampling=Sampling(max_new_tokens=5)) for i in range(3)]
     for record in play(engine, sessions).values():
