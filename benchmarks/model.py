@@ -2,10 +2,12 @@
 
 Training: forward, cross-entropy and backward in float32 on [16, 512] tokens, sparse attention on in both.
 Generation: 64 sequences at once, prompts of 200 tokens, 128 sampled tokens each. Theirs runs in its fastest
-implementation, chosen here by a trial. Medians over the rounds; the last line of --json is one JSON object.
+implementation, chosen here by a trial. Batches: the engine alone, 1 to 256 sequences at once, 64 sampled
+tokens each. Medians over the rounds; the last line of --json is one JSON object.
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -168,6 +170,31 @@ def measure_generation(rounds: int, quick: bool, clock: Clock) -> dict[str, obje
     }
 
 
+def measure_batches(rounds: int, quick: bool, clock: Clock) -> list[dict[str, object]]:
+    """The engine's throughput by the number of sequences at once; the cache beside what is planned."""
+    prompt, new = (40, 8) if quick else (200, 64)
+    config = tiny_config(VOCAB, index_topk=32 if quick else 128)
+    torch.manual_seed(0)
+    model = WorldsmithForCausalLM(config)
+    length = prompt + new + 1
+    floats = config.kv_lora_rank + config.qk_rope_head_dim + config.index_head_dim
+    rows: list[dict[str, object]] = []
+    for count in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        prompts = torch.randint(0, VOCAB, (count, prompt))
+        run = functools.partial(generate_ours, model, prompts, new)
+        taken = alternate({f"{count} at once": run}, rounds, clock)[f"{count} at once"]
+        engine = Engine(model, num_slots=count, max_length=length, stop_token_ids=[])
+        rows.append(
+            {
+                "sequences": count,
+                "tokens_per_s": round(count * new / taken),
+                "cache_bytes": engine.cache_bytes,
+                "planned_bytes": 4 * floats * config.num_hidden_layers * count * length,
+            }
+        )
+    return rows
+
+
 def measure_demo_shape(rounds: int, threads: int, clock: Clock) -> dict[str, object]:
     """Rows as the demo trains on them: 64 of 62 to 200 tokens, index_topk 48; tokens are real ones."""
     config = tiny_config(VOCAB, index_topk=48)
@@ -216,7 +243,9 @@ def main(argv: list[str] | None = None) -> int:
         help="on a busy machine: one thread, its CPU time instead of the wall's",
     )
     parser.add_argument("--quick", action="store_true", help="small shapes: checks the script, not the speed")
-    parser.add_argument("--only", choices=("training", "generation", "demo"), help="measure one part")
+    parser.add_argument(
+        "--only", choices=("training", "generation", "batches", "demo"), help="measure one part"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object on standard output")
     args = parser.parse_args(argv)
     if args.rounds < 1 or args.threads < 1:
@@ -240,6 +269,8 @@ def main(argv: list[str] | None = None) -> int:
         report["training"] = measure_training(args.rounds, args.quick, clock)
     if args.only in (None, "generation"):
         report["generation"] = measure_generation(args.rounds, args.quick, clock)
+    if args.only in (None, "batches"):
+        report["batches"] = measure_batches(args.rounds, args.quick, clock)
     if args.only in (None, "demo"):
         report["demo_shape"] = measure_demo_shape(args.rounds, args.threads, clock)
     if args.json:
