@@ -25,6 +25,7 @@ import docker.errors
 
 from envs.sandbox import docker_engine, namespaces
 from envs.sandbox.contract import Limits, Sandbox
+from envs.sandbox.docker_stream import Door
 from envs.sandbox.executor_client import ExecutorClient, PipeTransport, bootstrap_argv
 from envs.sandbox.images import BASE_IMAGE, connect
 from envs.sandbox.pool import BoxPool, PoolConfig
@@ -185,7 +186,9 @@ def measure_life(engine: Engine, rounds: int) -> dict[str, Any]:
     with (
         closing(BoxPool(docker_engine.docker_box, PoolConfig(warm=2))) as pool,
         closing(docker_engine.docker_box()) as box,
+        closing(Door()) as door,
     ):
+        hardened["mounts"] = [door.mount]
         pool.warm_up()
         box.start()
         if not box.mark_pristine():

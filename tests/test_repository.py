@@ -13,7 +13,9 @@ LONGEST_MODULE = 400
 LONGEST_FUNCTION = 60
 """Statements, those of nested functions among them; ruff's limit of 40 leaves those out."""
 
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "envs/sandbox/executor.py": "the one file that runs inside a box, which is given a single text",
+}
 """A module's path, or `path::function`, and why it is longer."""
 
 

@@ -3,16 +3,14 @@
 Two users share a container: its main process has one, the executor and its commands have another, so that no
 command can end the box by killing everything it may. The main process waits for the end of its stdin, which
 this process holds: when this one is killed, the engine closes that stdin and the container ends and removes
-itself, as it does when the lease is over. All talk goes over one long-lived exec; nothing is copied in or out
-through the engine.
+itself, as it does when the lease is over. All talk is with one long-lived exec (docker_stream.py says by
+which way); nothing is copied in or out through the engine.
 """
 
 import contextlib
 import os
 import secrets
-import select
 import socket
-import struct
 import time
 from typing import Any
 
@@ -24,10 +22,10 @@ from docker.types import LogConfig, Ulimit
 from envs.sandbox.contract import (
     WORK_DIR,
     Limits,
-    SandboxLostError,
     SandboxStartError,
     SandboxUnavailableError,
 )
+from envs.sandbox.docker_stream import DirectStream, Door, ExecStream, reap_doors
 from envs.sandbox.executor_client import bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
 from envs.sandbox.images import BASE_IMAGE, ENGINE_ERRORS, connect, preflight
@@ -37,7 +35,6 @@ MAIN_USER, COMMAND_USER = 65533, 65534
 LABEL = "worldsmith.box"
 OWNER_LABEL = "worldsmith.owner"
 EXPIRES_LABEL = "worldsmith.expires"
-MUX_HEADER = struct.Struct(">BxxxI")
 
 
 def docker_box(
@@ -92,6 +89,7 @@ def engine_version() -> str | None:
 
 def reap() -> list[str]:
     """Remove boxes whose owner is dead or whose lease is over; the names of what was removed."""
+    reap_doors()
     client = connect()
     removed = []
     try:
@@ -160,7 +158,8 @@ class DockerCarrier:
         self._lease_s = lease_s
         self._client: docker.DockerClient | None = None
         self._container: Container | None = None
-        self._transport: ExecSocket | None = None
+        self._transport: ExecStream | DirectStream | None = None
+        self._door: Door | None = None
         self._lease_pipe: socket.socket | None = None
         self._exec_id = ""
 
@@ -172,18 +171,16 @@ class DockerCarrier:
     def container_id(self) -> str | None:
         return self._container.id if self._container else None
 
-    def start(self) -> "ExecSocket":
+    def start(self) -> ExecStream | DirectStream:
         bury_left()
         self._client = connect()
-        options = container_options(self._limits, self._lease_s)
-        if self._runtime is not None:
-            options["runtime"] = self._runtime
         try:
-            self._container = self._client.containers.create(self._image, **options)
+            self._container = self._create(self._client)
             lease: Any = {"stdin": 1, "stream": 1}
             self._lease_pipe = _own_socket(self._client.api.attach_socket(self._container.id or "", lease))
             self._container.start()
-            self._transport = self._open_executor(self._client)
+            stream = self._open_executor(self._client, self._door)
+            self._transport = DirectStream(stream, self._door) if self._door else stream
         except docker.errors.ImageNotFound:
             self.stop()
             raise SandboxUnavailableError(
@@ -194,11 +191,30 @@ class DockerCarrier:
             raise SandboxStartError(f"tier docker: {str(error)[:300]}") from None
         return self._transport
 
-    def _open_executor(self, client: docker.DockerClient) -> "ExecSocket":
+    def _create(self, client: docker.DockerClient) -> Container:
+        """A container with a door to this process, where it can be had; other runtimes' seldom lead here."""
+        options = container_options(self._limits, self._lease_s)
+        if self._runtime is not None:
+            options["runtime"] = self._runtime
+        elif client.api.base_url.startswith("http+docker://"):
+            with contextlib.suppress(OSError):
+                self._door = Door()
+        if self._door is None:
+            return client.containers.create(self._image, **options)
+        try:
+            return client.containers.create(self._image, **options, mounts=[self._door.mount])
+        except docker.errors.APIError as error:
+            if "bind" not in str(error):
+                raise
+            self._door.close()  # the engine sees other files than this process does
+            self._door = None
+            return client.containers.create(self._image, **options)
+
+    def _open_executor(self, client: docker.DockerClient, door: Door | None = None) -> ExecStream:
         api = client.api
         created = api.exec_create(
             self.container_id,
-            bootstrap_argv("python3", "boxed"),
+            bootstrap_argv("python3", "boxed", *([door.path_in_box] if door else [])),
             stdin=True,
             stdout=True,
             stderr=True,
@@ -207,12 +223,13 @@ class DockerCarrier:
         )
         self._exec_id = created["Id"]
         stream: Any = api.exec_start(self._exec_id, socket=True)
-        return ExecSocket(_own_socket(stream))
+        return ExecStream(_own_socket(stream))
 
-    def reconnect(self) -> "ExecSocket | None":
+    def reconnect(self) -> ExecStream | None:
         """A new executor, which first kills the old one, where the container still runs.
 
-        No command can reach the lease pipe: where that is broken too, it was the engine that failed.
+        Over stdio, which no command can come to: a door would be open to whoever is there first. Nor can one
+        reach the lease pipe: where that is broken too, it was the engine that failed.
         """
         if self._container is None or self._client is None or self._is_lease_broken():
             return None
@@ -220,10 +237,11 @@ class DockerCarrier:
             self._container.reload()
             if self._container.status != "running":
                 return None
-            self._transport = self._open_executor(self._client)
+            stream = self._open_executor(self._client)
         except ENGINE_ERRORS:
             return None
-        return self._transport
+        self._transport = stream
+        return stream
 
     def _is_lease_broken(self) -> bool:
         try:
@@ -272,6 +290,9 @@ class DockerCarrier:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         if self._container is not None and self._client is not None:
             if self._is_engine_gone():
                 _unburied.append(str(self.container_id))
@@ -325,65 +346,3 @@ def _own_socket(stream: Any) -> socket.socket:
     finally:
         stream._response.close()
         stream.close()
-
-
-class ExecSocket:
-    """The stdio of one exec over the engine's socket, on which stdout and stderr come in labelled pieces."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._connection.setblocking(False)
-        self._left_in_piece = 0
-        self.complaint = ""
-        """The beginning of what the executor wrote to stderr, which it does only when it cannot start."""
-
-    def send(self, data: bytes, deadline: float) -> None:
-        view = memoryview(data)
-        while view:
-            self._wait(select.POLLOUT, deadline)
-            try:
-                view = view[self._connection.send(view) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise SandboxLostError(f"the box no longer takes commands ({error.strerror})") from None
-
-    def receive(self, max_bytes: int, deadline: float) -> bytes:
-        while not self._left_in_piece:
-            header = b""
-            while len(header) < MUX_HEADER.size:
-                header += self._receive_some(MUX_HEADER.size - len(header), deadline)
-            kind, length = MUX_HEADER.unpack(header)
-            if kind == 1:
-                self._left_in_piece = length
-                continue
-            while length:
-                piece = self._receive_some(min(length, 4096), deadline)
-                length -= len(piece)
-                self.complaint = (self.complaint + piece.decode("utf-8", "replace"))[:500]
-        data = self._receive_some(min(max_bytes, self._left_in_piece), deadline)
-        self._left_in_piece -= len(data)
-        return data
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _receive_some(self, max_bytes: int, deadline: float) -> bytes:
-        while True:
-            self._wait(select.POLLIN, deadline)
-            try:
-                data = self._connection.recv(max_bytes)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise SandboxLostError(f"the engine closed the connection ({error.strerror})") from None
-            if not data:
-                raise SandboxLostError("the box's executor ended")
-            return data
-
-    def _wait(self, event: int, deadline: float) -> None:
-        left_s = deadline - time.monotonic()
-        poller = select.poll()
-        poller.register(self._connection, event)
-        if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
-            raise SandboxLostError("the box stopped answering")

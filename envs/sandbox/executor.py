@@ -1,24 +1,23 @@
 """Runs inside a box: takes commands over its stdin, runs them, answers over its stdout; one file alone.
 
-It is sent into the box as text and must run on Debian 12's python3-minimal: it uses ast, contextlib, errno,
-os, select, signal, stat, struct, sys and time, and ctypes, where the box has it, to hide its own memory. A
-frame is two big-endian uint32 (length of header, length of body), a JSON header of integers and two plain
-words (`nonce`, `op`), and raw bytes. Texts travel in the body; the header holds their lengths. Every reply
-repeats the request's nonce, which no command can know.
+It is sent into the box as text and must run on Debian 12's python3-minimal: it uses errno, os, select, stat,
+struct, sys, time and _signal, _ctypes, where the box has it, to hide its own memory, and _socket to leave its
+stdio. Each module more is memory of every idle box: the public ast, contextlib, ctypes and signal would be
+1.6 MiB. A frame is two big-endian uint32 (length of header, length of body), a JSON header of integers and
+two plain words (`nonce`, `op`), and raw bytes. Texts travel in the body; the header holds their lengths.
+Every reply repeats the request's nonce, which no command can know.
 
 Three modes say how far its duty to leave no process behind reaches: `init` (it is PID 1 and sees every
 orphan), `boxed` (another init is PID 1; processes of its own user are its own), `group` (no PID namespace:
-its children and, as a subreaper, their orphans).
+its children). In the latter two it is a subreaper: every orphan of a command becomes its child.
 """
 # pathlib would double the time that this file takes to start.
 # ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
 
-import ast
-import contextlib
+import _signal as signal
 import errno
 import os
 import select
-import signal
 import stat
 import struct
 import sys
@@ -27,6 +26,10 @@ import time
 VERSION = 1
 LENGTHS = struct.Struct(">II")
 GRACE_S, GIVE_UP_S = 1.0, 3.0
+STAYS = b"-"
+"""Said once on stdout by an executor that was told of a socket and cannot reach it."""
+WALL = 0x40000000
+"""__WALL of <linux/wait.h>: children of every kind, however they were cloned."""
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 # The kernel prefers a process with a higher score when the box is out of memory: commands, not the executor.
 VICTIM_SCORE = b"600"
@@ -36,6 +39,19 @@ HELD_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, si
 DEFAULT_SIGNALS = (*HELD_SIGNALS, signal.SIGPIPE, signal.SIGCHLD)
 OUTPUT_FIELDS = ("exit_code", "stdout", "stderr", "stdout_cut", "stderr_cut")
 RESULT_FIELDS: tuple[str, ...] = (*OUTPUT_FIELDS, "timed_out", "flooded", "oom", "leftover", "duration_us")
+
+
+class Ignoring:
+    """contextlib.suppress, whose module is too large for this file."""
+
+    def __init__(self, *errors: type[Exception]) -> None:
+        self.errors = errors
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return kind is not None and issubclass(kind, self.errors)
 
 
 def pack_reply(nonce: str, fields: dict[str, int], body: bytes) -> bytes:
@@ -129,24 +145,24 @@ class Executor:
         # Opened before it hides: a hidden process may not open its own /proc files.
         self.oom_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
         self.hidden = _prctl(PR_SET_DUMPABLE, 0)
-        if mode == "group":
-            _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.adopts = mode == "init" or _prctl(PR_SET_CHILD_SUBREAPER, 1)
         for number in HELD_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        self.oom_counter = _open_first(OOM_COUNTERS) if mode == "boxed" else -1
         self.wake_fd, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         words = ("hello", "execute", "read", "write", "extend")
         self.operations = {word: getattr(self, word) for word in words}
         if mode == "boxed":
-            self.end_others()  # of an executor before this one, which a command has killed
+            self.end_others(strangers=True)  # of an executor before this one, which a command has killed
 
     def serve(self) -> None:
         while (lengths := read_exactly(LENGTHS.size)) is not None:
             header, body = (read_exactly(length) for length in LENGTHS.unpack(lengths))
             if header is None or body is None:
                 break
-            request = ast.literal_eval(header.decode("ascii"))
+            request = _parse(header)
             try:
                 fields, reply_body = self.operations[request["op"]](request, body)
             except OSError as error:
@@ -170,7 +186,7 @@ class Executor:
     def execute(self, request: dict, body: bytes) -> Reply:
         argv, env, cwd, stdin = _texts(request, body)
         started = time.monotonic()
-        ooms = _oom_kills() if self.mode == "boxed" else 0
+        ooms = self.oom_kills()
         try:
             os.chdir(cwd)
         except OSError as error:
@@ -185,7 +201,7 @@ class Executor:
         (out, out_cut), (err, err_cut) = (stream.finish() for stream in call.streams)
         code = 128 + signal.SIGKILL if call.status is None else os.waitstatus_to_exitcode(call.status)
         values = (128 - code if code < 0 else code, len(out), len(err), out_cut, err_cut, timed_out, flooded)
-        killed = self.mode == "boxed" and code != 0 and _oom_kills() > ooms
+        killed = code != 0 and self.oom_kills() > ooms
         return _result(*values, killed, leftover, int((time.monotonic() - started) * 1e6)), out + err
 
     def spawn(self, argv: list[bytes], env: dict[bytes, bytes], io: tuple[bytes, int]) -> Call:
@@ -210,8 +226,15 @@ class Executor:
 
     def set_oom_score(self, score: bytes) -> None:
         # A kernel that refuses this may end the whole box instead, which the host reports as lost.
-        with contextlib.suppress(OSError):
+        with Ignoring(OSError):
             os.pwrite(self.oom_fd, score, 0)
+
+    def oom_kills(self) -> int:
+        """Kills for memory in this container so far; 0 where the host counts them."""
+        if self.oom_counter < 0:
+            return 0
+        number = os.pread(self.oom_counter, 4096, 0).partition(b"\noom_kill ")[2]
+        return int(number.split()[0]) if number else 0
 
     def wait(self, call: Call, deadline: float, flood: int) -> tuple[bool, bool]:
         """Until the command's first process has ended: SIGTERM at the deadline, SIGKILL a grace later."""
@@ -243,47 +266,47 @@ class Executor:
         return timed_out, flooded
 
     def end_call(self, call: Call, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with Ignoring(ProcessLookupError):
             os.killpg(call.pid, number)
         if number == signal.SIGKILL:
             self.kill_others()
 
-    def reap(self, call: Call | None = None) -> None:
-        with contextlib.suppress(BlockingIOError):
+    def reap(self, call: Call | None = None) -> bool:
+        """Bury who has ended; True where no child is left, living or dead."""
+        with Ignoring(BlockingIOError):
             while os.read(self.wake_fd, 512):
                 pass
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if call is not None and pid == call.pid:
-                    call.status = status
+        with Ignoring(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG | WALL)) != (0, 0):
+                if call is not None and ended[0] == call.pid:
+                    call.status = ended[1]
+            return False
+        return True
 
     def others(self) -> list[int]:
         """What a command may have left: children, orphans among them, or else processes of the same user."""
         marker = b"\nUid:\t%d\t" % os.getuid() if self.mode == "boxed" else b"\nPPid:\t%d\n" % os.getpid()
-        found = []
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != os.getpid():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/status", "rb") as file:
-                    if marker in file.read():
-                        found.append(int(name))
-        return found
+        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in pids if pid != os.getpid() and marker in _content(f"/proc/{pid}/status")]
 
     def kill_others(self) -> None:
         # In one go, as a fork between a look and a kill would escape. A PID namespace bounds it; in `boxed`
         # mode this is not root, so that neither init nor the container's main process is hit.
         for pid in self.others() if self.mode == "group" else (-1,):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with Ignoring(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
 
-    def end_others(self) -> int:
-        """Kill and reap until nobody is left; the number of processes that would not go."""
+    def end_others(self, *, strangers: bool = False) -> int:
+        """Kill and reap until nobody is left; the number of processes that would not go.
+
+        Who adopts the orphans below it and has no child has nobody below it: the kernel says so in one call.
+        `strangers`, which were never below it, need a look into /proc.
+        """
         give_up = time.monotonic() + GIVE_UP_S
         while True:
             self.kill_others()
-            self.reap()
+            if self.reap() and self.adopts and not strangers:
+                return 0
             left = len(self.others())
             if not left or time.monotonic() > give_up:
                 return left
@@ -313,11 +336,21 @@ class Executor:
 
 
 def _prctl(option: int, value: int) -> bool:
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
+    with Ignoring(ImportError, OSError, AttributeError):
+        import _ctypes
 
-        return ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0
+        function = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+        return _ctypes.call_cdeclfunction(function, (option, value, 0, 0, 0)) == 0
     return False
+
+
+def _parse(header: bytes) -> dict:
+    """A request's header, which the host writes: flat, without a space or a comma in its words."""
+    request: dict[str, int | str] = {}
+    for item in header.decode("ascii").strip("{}").split(", "):
+        name, _, value = item.partition(": ")
+        request[name.strip('"')] = value.strip('"') if value.startswith('"') else int(value)
+    return request
 
 
 def _find(program: bytes, path: bytes) -> bytes:
@@ -353,13 +386,18 @@ def _result(*values: int) -> dict[str, int]:
     return dict.fromkeys(RESULT_FIELDS, 0) | dict(zip(RESULT_FIELDS, map(int, values), strict=False))
 
 
-def _oom_kills() -> int:
-    for path in OOM_COUNTERS:
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
-    return 0
+def _open_first(paths: tuple[str, ...]) -> int:
+    for path in paths:
+        with Ignoring(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    return -1
+
+
+def _content(path: str) -> bytes:
+    """The beginning of a file of /proc; nothing where its process has gone."""
+    with Ignoring(OSError), open(path, "rb", buffering=0) as file:
+        return file.read(4096)
+    return b""
 
 
 def _regular(fd: int) -> int:
@@ -385,6 +423,20 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
+def leave_stdio(path: str) -> None:
+    """Talk over a socket of the host's instead, where it can be had; else one byte says that it cannot."""
+    with Ignoring(ImportError, OSError):
+        import _socket
+
+        host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        host.connect(path)
+        os.dup2(host.fileno(), 0)
+        os.dup2(host.fileno(), 1)
+        host.close()
+        return
+    write_all(1, STAYS)
+
+
 def main() -> None:
     mode = sys.argv[1]
     if mode == "init" and os.getpid() != 1:  # killing every other process would be an accident
@@ -392,7 +444,9 @@ def main() -> None:
     if mode == "boxed" and (os.getuid() == 0 or os.getpid() == 1):
         sys.exit("executor: mode boxed needs a user of its own below another init")
     os.umask(0o022)
-    with contextlib.suppress(BrokenPipeError):  # the host is gone, and with it everybody who could be told
+    if len(sys.argv) > 3:
+        leave_stdio(sys.argv[3])
+    with Ignoring(BrokenPipeError):  # the host is gone, and with it everybody who could be told
         Executor(mode).serve()
 
 

@@ -37,16 +37,32 @@ MAX_HEADER_BYTES = 4096
 MAX_STDIN_BYTES = 64 << 20
 CHUNK_BYTES = 4 << 20
 
-BOOTSTRAP = (
-    "import os,sys\n"
-    "n=int(sys.argv[2]);b=b''\n"
-    "while len(b)<n:\n"
-    " c=os.read(0,n-len(b))\n"
-    " if not c:sys.exit(1)\n"
-    " b+=c\n"
-    "exec(compile(b,'executor.py','exec'),{'__name__':'__main__'})"
-)
-"""Reads the executor's text from stdin and becomes it, so that no image has to carry one."""
+BOOTSTRAP = """\
+import os,sys
+def read(f,n):
+ b=b''
+ while len(b)<n:
+  c=os.read(f,min(n-len(b),65536))
+  if not c:break
+  b+=c
+ return b
+n=int(sys.argv[2])
+t=read(0,n)
+if len(t)<n:sys.exit(1)
+import marshal
+r,w=os.pipe()
+if os.fork()==0:
+ c=marshal.dumps(compile(t,'executor.py','exec'))
+ while c:c=c[os.write(w,c):]
+ os._exit(0)
+os.close(w)
+t=read(r,1<<30)
+os.close(r)
+os.wait()
+exec(marshal.loads(t),{'__name__':'__main__'})
+"""
+"""Reads the executor's text from stdin and becomes it, so that no image has to carry one. Another process
+compiles: what the compiler needs, 1.4 MiB, would stay with the executor."""
 
 
 def executor_source() -> bytes:
@@ -57,13 +73,17 @@ def pristine_source() -> bytes:
     return Path(pristine.__file__).read_bytes()
 
 
-def bootstrap_argv(python: str, mode: str) -> list[str]:
-    """What a box runs as its executor; `mode` as in executor.py."""
-    return [python, "-ISB", "-c", BOOTSTRAP, mode, str(len(executor_source()))]
+def bootstrap_argv(python: str, mode: str, *socket_path: str) -> list[str]:
+    """What a box runs as its executor; `mode` as in executor.py; a socket that it may talk over, if any."""
+    return [python, "-ISB", "-c", BOOTSTRAP, mode, str(len(executor_source())), *socket_path]
 
 
 class Transport(Protocol):
     """A pair of byte streams to an executor; SandboxLostError at their end or at the deadline."""
+
+    def send_executor(self, text: bytes, deadline: float) -> None:
+        """The first thing that is sent: its text, where it is not there already."""
+        ...
 
     def send(self, data: bytes, deadline: float) -> None: ...
 
@@ -73,9 +93,13 @@ class Transport(Protocol):
 
 
 class PipeTransport:
-    """Two file descriptors, as a subprocess has them; owns and closes them."""
+    """Two file descriptors, as a subprocess has them; owns and closes them.
 
-    def __init__(self, write_fd: int, read_fd: int) -> None:
+    `is_loaded`: the executor at their other end has its text already.
+    """
+
+    def __init__(self, write_fd: int, read_fd: int, *, is_loaded: bool = False) -> None:
+        self._is_loaded = is_loaded
         self._write_fd = write_fd
         self._read_fd = read_fd
         self._open = True
@@ -94,20 +118,23 @@ class PipeTransport:
         with process.stdin as stdin, process.stdout as stdout:
             return cls(os.dup(stdin.fileno()), os.dup(stdout.fileno()))
 
+    def send_executor(self, text: bytes, deadline: float) -> None:
+        if not self._is_loaded:
+            self.send(text, deadline)
+
     def send(self, data: bytes, deadline: float) -> None:
         view = memoryview(data)
         while view:
-            _wait(self._writable, deadline)
             try:
                 view = view[os.write(self._write_fd, view) :]
             except BlockingIOError:
-                continue
+                wait_for(self._writable, deadline)
             except OSError as error:
                 raise SandboxLostError(f"the box no longer takes commands ({error.strerror})") from None
 
     def receive(self, max_bytes: int, deadline: float) -> bytes:
         while True:
-            _wait(self._readable, deadline)
+            wait_for(self._readable, deadline)
             try:
                 data = os.read(self._read_fd, max_bytes)
             except BlockingIOError:
@@ -123,10 +150,12 @@ class PipeTransport:
             os.close(self._read_fd)
 
 
-def _wait(poller: select.poll, deadline: float) -> None:
+def wait_for(poller: select.poll, deadline: float) -> list[tuple[int, int]]:
+    """What happened on the descriptors of `poller`; SandboxLostError where nothing did until the deadline."""
     left_s = deadline - time.monotonic()
-    if left_s <= 0 or not poller.poll(left_s * 1000 + 1):
+    if left_s <= 0 or not (events := poller.poll(left_s * 1000 + 1)):
         raise SandboxLostError("the box stopped answering")
+    return events
 
 
 class ExecutorClient:
@@ -138,12 +167,13 @@ class ExecutorClient:
         self._work_dir = work_dir
         self._box = box
         self._lost: str | None = None
+        self._unread = bytearray()
         self._environment = {**BASE_ENVIRONMENT, "HOME": work_dir}
 
     def start(self) -> Mapping[str, int]:
         """Send the executor's text and greet it; what it says about itself."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        self._transport.send(executor_source(), deadline)
+        self._transport.send_executor(executor_source(), deadline)
         fields, _ = self._call({"op": "hello"}, b"", deadline, 0, _HELLO_FIELDS)
         if fields["version"] != executor.VERSION:
             raise self._violation(f"it speaks version {fields['version']}, not {executor.VERSION}")
@@ -281,6 +311,8 @@ class ExecutorClient:
                 raise self._violation(f"a frame of {header_length} + {body_length} bytes")
             header = self._receive(header_length, deadline)
             reply_body = self._receive(body_length, deadline)
+            if self._unread:
+                raise self._violation("more than one reply to a request")
         except SandboxProtocolError:
             raise
         except SandboxLostError as error:
@@ -292,10 +324,13 @@ class ExecutorClient:
         return self._checked(header, nonce, names), reply_body
 
     def _receive(self, length: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < length:
-            data += self._transport.receive(min(1 << 20, length - len(data)), deadline)
-        return bytes(data)
+        """So many bytes; what came with them is kept, as a reply mostly comes in one piece."""
+        while len(self._unread) < length:
+            wanted = min(1 << 20, max(1 << 16, length - len(self._unread)))
+            self._unread += self._transport.receive(wanted, deadline)
+        data = bytes(self._unread[:length])
+        del self._unread[:length]
+        return data
 
     def _checked(self, header: bytes, nonce: str, names: tuple[str, ...]) -> dict[str, int]:
         try:

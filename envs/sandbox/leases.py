@@ -91,7 +91,7 @@ class FileLease:
     def write(self) -> None:
         """Appears whole or not at all; SandboxStartError where it cannot be written."""
         try:
-            folder = _own_folder()
+            folder = own_folder()
             temporary = folder / f".{self.box}.{os.getpid()}"
             temporary.write_text(json.dumps(asdict(self)))
             temporary.replace(folder / self.path.name)
@@ -151,7 +151,7 @@ def reap_files() -> list[str]:
     """
     removed = []
     try:
-        files = sorted(_own_folder().glob("*.json"))
+        files = sorted(own_folder().glob("*.json"))
     except OSError:
         return []
     for file in files:
@@ -184,7 +184,7 @@ def _read(file: Path) -> FileLease | None:
     return lease if has_our_folder and has_our_groups else None
 
 
-def _own_folder() -> Path:
+def own_folder() -> Path:
     """The folder, made where it is missing; OSError unless it is a folder that only this user can write."""
     folder = lease_folder()
     with contextlib.suppress(FileExistsError):
