@@ -7,7 +7,6 @@ one (as root), else by rlimits, which hold each process but not their sum.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -19,17 +18,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
-from envs.sandbox import cgroups, landlock, namespaces_launcher, seccomp
+from envs.sandbox import cgroups, fork_server, landlock, seccomp
 from envs.sandbox.contract import (
     WORK_DIR,
     Limits,
     SandboxError,
-    SandboxStartError,
     SandboxUnavailableError,
 )
 from envs.sandbox.executor_client import PipeTransport, bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
-from envs.sandbox.leases import FileLease, lease_for
+from envs.sandbox.leases import FileLease, Owner, lease_for
 
 NOBODY = 65534
 LAUNCHERS = ("bubblewrap", "unshare")
@@ -116,35 +114,29 @@ class NamespacesCarrier:
         self.launcher = launcher
         self._limits = limits
         self._walls = walls
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launched: fork_server.LaunchedBox | None = None
         self._group: cgroups.BoxCgroup | None = None
         self._errors: IO[bytes] | None = None
 
     @property
     def pid(self) -> int | None:
         """The launcher's, on this machine."""
-        return self._process.pid if self._process else None
+        return self._launched.pid if self._launched else None
 
     def start(self) -> PipeTransport:
-        specification = self._specification()
+        python = self._python()
+        specification = self._specification(python)
         self._group = cgroups.create(self.name, self._limits)
         specification["cgroup"] = [str(folder) for folder in self._group.folders] if self._group else []
         # A file and not a pipe: nobody has to empty it while the box runs.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop
-        argv = [sys.executable, "-ISB", namespaces_launcher.__file__, json.dumps(specification)]
         try:
-            self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._errors,
-                env={},
-                start_new_session=True,
-            )
-        except OSError as error:
+            self._launched = fork_server.launch(python, specification, self._errors.fileno())
+        except BaseException:
             self.stop()
-            raise SandboxStartError(f"tier namespaces: cannot start {sys.executable}: {error}") from None
-        return PipeTransport.of(self._process)
+            raise
+        own = self._launched
+        return PipeTransport(own.stdin_fd, own.stdout_fd, is_loaded=self.launcher == "unshare")
 
     def reconnect(self) -> None:
         return None  # the executor is PID 1, which no command can kill: its end is the box's
@@ -170,15 +162,13 @@ class NamespacesCarrier:
         return text
 
     def stop(self) -> None:
-        if self._process is not None:
-            try:
-                # Its stdin is closed, so the box ends by itself and the launcher buries its child. Killed,
-                # it would leave a zombie to this machine's init, which in a container may never bury it.
-                self._process.wait(timeout=2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
+        if self._launched is not None:
+            # Its stdin is closed, so the box ends by itself and the launcher buries its child.
+            if not self._launched.wait(2):
+                self._launched.kill()
+                self._launched.wait(10)
+            self._launched.close()
+            self._launched = None
         if self._group is not None:
             self._group.kill()
             self._group.remove()
@@ -187,20 +177,18 @@ class NamespacesCarrier:
             self._errors.close()
             self._errors = None
 
-    def _specification(self) -> dict[str, object]:
+    def _specification(self, python: str) -> dict[str, object]:
         if sys.platform != "linux":
             raise SandboxUnavailableError("tier namespaces needs Linux; use Docker: --tier docker")
-        python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
-        if python is None:
-            raise SandboxUnavailableError(
-                "tier namespaces needs a python3 in /usr, which its boxes see: apt-get install python3"
-            )
         bwrap = shutil.which("bwrap") if self.launcher == "bubblewrap" else None
         if self.launcher == "bubblewrap" and bwrap is None:
             raise SandboxUnavailableError("bubblewrap is not installed: apt-get install bubblewrap")
         as_root = os.geteuid() == 0
+        host = Owner.current()
         return {
-            "argv": _bound_argv(bootstrap_argv(python, "init"), self._walls.landlock_abi),
+            "host": (host.pid, host.start),
+            "argv": _bound_argv(bootstrap_argv(python, "init"), self._walls.landlock_abi) if bwrap else [],
+            "landlock_abi": self._walls.landlock_abi,
             "seccomp": self._walls.seccomp.hex(),
             "bwrap": bwrap and str(Path(bwrap).resolve()),
             "limits": asdict(self._limits),
@@ -208,6 +196,15 @@ class NamespacesCarrier:
             "outside_uid": NOBODY if as_root else os.geteuid(),
             "outside_gid": NOBODY if as_root else os.getegid(),
         }
+
+    def _python(self) -> str:
+        """The one that boxes see: what their executor runs is nothing that they could not read."""
+        python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+        if python is None:
+            raise SandboxUnavailableError(
+                "tier namespaces needs a python3 in /usr, which its boxes see: apt-get install python3"
+            )
+        return python
 
 
 def _bound_argv(argv: list[str], landlock_abi: int) -> list[str]:

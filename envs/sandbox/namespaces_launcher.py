@@ -1,20 +1,26 @@
-"""Starts one namespaces box: run by the host as a process of its own, with a JSON specification as argument.
+"""Starts namespaces boxes: a process of its own, which fork_server.py keeps and tells what to start.
 
-Three processes: this one stays outside, writes the ID maps and waits; its child makes the namespaces; the
-grandchild is PID 1 of the box, builds a root of read-only system folders and sized temporary ones, gives up
-every privilege, loads the seccomp filter and becomes the executor. The death of any of them, or of the host,
-is the death of the box. With `bwrap` in the specification, bubblewrap does the middle part. Needs ctypes;
-imports nothing of ours.
+It forks a box off for each message that it gets. That takes three processes: the first stays outside, writes
+the ID maps and waits; its child makes the namespaces; the grandchild is PID 1 of the box, builds a root of
+read-only system folders and sized temporary ones, gives up every privilege, loads the seccomp filter, binds
+itself by Landlock and becomes the executor, whose code is there already. The death of any of them, or of the
+host, is the death of the box; the death of the process that they were forked from is not. With `bwrap` in the
+specification, bubblewrap does the middle part and starts the executor's Python itself.
+
+Needs ctypes; imports nothing of ours. What the host sends first is the text of the executor and of Landlock.
 """
 
 import ctypes
+import gc
 import json
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
 import time
+import types
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -26,12 +32,15 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
 MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 22, 24, 38
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 SECCOMP_MODE_FILTER = 2
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 CAPABILITY_VERSION_3 = 0x20080522
 
+MAX_MESSAGE_BYTES = 1 << 17
+MAX_FD = 1 << 20
 BOX_ID = 1000
 """The user and group inside; outside it is an unprivileged one (`outside_uid` in the specification)."""
 SYSTEM_FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -190,7 +199,14 @@ def run_box(spec: dict) -> None:
     die_with_parent()  # a change of credentials clears it
     if spec["seccomp"]:
         load_filter(bytes.fromhex(spec["seccomp"]))
-    os.execve(spec["argv"][0], spec["argv"], {})
+    os.closerange(3, MAX_FD)
+    if spec["landlock_abi"]:
+        sys.modules["landlock"].restrict(spec["landlock_abi"])
+    # What a change of user took away, as an exec would bring it back: its own files in /proc. It hides anew.
+    call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
+    sys.argv = ["executor", "init"]
+    sys.modules["executor"].main()
+    os._exit(0)
 
 
 def make_namespaces(spec: dict, told: int, tell: int) -> None:
@@ -202,6 +218,7 @@ def make_namespaces(spec: dict, told: int, tell: int) -> None:
     os.close(tell)
     if os.read(told, 1) != b"1":
         os._exit(1)
+    os.close(told)
     if spec["as_root"]:
         os.setgroups([])
     os.setresgid(BOX_ID, BOX_ID, BOX_ID)
@@ -221,7 +238,6 @@ def make_namespaces(spec: dict, told: int, tell: int) -> None:
 def launch(spec: dict) -> int:
     """In the first process: start the box, map its user, wait for its end."""
     (child_told, tell_child), (told, child_tell) = os.pipe(), os.pipe()
-    host = os.getppid()
     pid = os.fork()
     if pid == 0:
         try:
@@ -245,16 +261,19 @@ def launch(spec: dict) -> int:
         (process / "uid_map").write_text(f"{BOX_ID} {spec['outside_uid']} 1")
         (process / "gid_map").write_text(f"{BOX_ID} {spec['outside_gid']} 1")
         os.write(tell_child, b"1")
+    for fd in (told, tell_child):
+        os.close(fd)
     _, status = os.waitpid(pid, 0)
-    if is_gone(host):
+    if is_gone(*spec["host"]):
         remove_cgroup(spec["cgroup"])
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def is_gone(pid: int) -> bool:
+def is_gone(pid: int, start: int) -> bool:
     """Whether our host was killed, so that nobody else removes the group. A dying one has no memory left."""
     try:
-        return os.getppid() != pid or "VmSize" not in Path(f"/proc/{pid}/status").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) != start or "VmSize" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return True
 
@@ -318,10 +337,53 @@ def memory_file(name: str, data: bytes) -> str:
     return str(fd)
 
 
+def serve(control: socket.socket) -> int:
+    """Fork a box off for each message, until the host closes its end."""
+    for _ in range(2):
+        name, text = json.loads(control.recv(MAX_MESSAGE_BYTES))
+        sys.modules[name] = types.ModuleType(name)
+        exec(compile(text, f"{name}.py", "exec"), sys.modules[name].__dict__)
+    # The kernel buries launchers, and the rest of a box whose launcher was killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    gc.freeze()
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, MAX_MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+        if not message:
+            return 0
+        pid = os.fork()
+        if pid == 0:
+            os._exit(forked(json.loads(message), fds))
+        for fd in fds:
+            os.close(fd)
+        try:
+            pidfds = [os.pidfd_open(pid)]
+        except ProcessLookupError:  # it has ended and is buried
+            pidfds = []
+        socket.send_fds(control, [str(pid).encode()], pidfds)
+        for fd in pidfds:
+            os.close(fd)
+
+
+def forked(spec: dict, fds: list[int]) -> int:
+    """In the process that stays outside a box: lets go of all but the box's three descriptors."""
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+        os.closerange(3, MAX_FD)
+        return launch(spec)
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode())
+        return 1
+
+
 def main() -> int:
-    # Not tied to the host by PR_SET_PDEATHSIG, which would fire when the thread that started this ends: the
-    # executor sees the host's death as the end of its stdin.
-    return launch(json.loads(sys.argv[1]))
+    # Not tied to the host by PR_SET_PDEATHSIG, which would fire when the thread that started this ends: it
+    # sees the host's death as the end of its control socket, the executor as that of its stdin.
+    os.closerange(3, MAX_FD)
+    return serve(socket.socket(fileno=0))
 
 
 if __name__ == "__main__":

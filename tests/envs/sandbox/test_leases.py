@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.sandbox import leases, namespaces
+from envs.sandbox import fork_server, leases, namespaces
 from envs.sandbox.executor_sandbox import ExecutorSandbox
 from envs.sandbox.trusted_process import trusted_process_box
 
@@ -178,6 +177,6 @@ def test_a_lease_that_cannot_be_written_starts_no_box(own_folder: Path) -> None:
     fault = namespaces._why_unavailable.__wrapped__("unshare")
     assert fault is not None
     assert "the lease of box" in fault
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    commands = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children]
-    assert not any(b"namespaces_launcher" in command for command in commands)
+    assert fork_server._server is not None
+    server = fork_server._server.pid
+    assert Path(f"/proc/{server}/task/{server}/children").read_text() == ""
