@@ -30,6 +30,7 @@ PAID = {
     "os._exit(0) at import",
     "an object that equals everything",
     "a number that equals everything",
+    "an object that claims to be a float",
     "forges its answers and leaves",
 }
 """What a grader pays that runs tests and solution in one interpreter and looks at its exit code."""
