@@ -47,7 +47,8 @@ def build_image(tables: Iterable[Table]) -> bytes:
 
 def open_image(image: bytes, *, schema: str = "main") -> sqlite3.Connection:
     """A private in-memory copy of the world. Raises ValueError when the bytes are not an SQLite database."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
+    # An episode's calls follow one another, but not always on one thread.
+    db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     load_image(db, image, schema=schema)
     return db
 

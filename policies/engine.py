@@ -70,6 +70,9 @@ class _Session:
     tokens: list[int]
     slot: int | None = None
     num_read: int = 0
+    """Tokens in the cache."""
+    num_recorded: int = 0
+    """Tokens with routes and places: read at least once."""
     paused: bool = False
     turn_start: int = 0
     sampled: list[bool] = field(default_factory=list)
@@ -85,12 +88,20 @@ class _Session:
         self.logps.extend([0.0] * len(token_ids))
         self.versions.extend([-1] * len(token_ids))
 
-    def mark_read(self, stop: int, routes: np.ndarray, version: int) -> None:
-        self.routes.append(routes)
-        for place in range(self.num_read, stop):
+    def mark_read(self, stop: int, routes: np.ndarray, selected: np.ndarray | None, version: int) -> None:
+        """The tokens from `num_read` to `stop` were read, with these routes and places, one row a token.
+
+        What is read again keeps its first record: by that its next token was sampled.
+        """
+        known = max(0, self.num_recorded - self.num_read)
+        self.routes.append(routes[known:])
+        if selected is not None:
+            self.selected.append(selected[known:])
+        for place in range(self.num_read + known, stop):
             if not self.sampled[place]:
                 self.versions[place] = version
         self.num_read = stop
+        self.num_recorded = max(self.num_recorded, stop)
 
 
 class Engine:
@@ -104,6 +115,7 @@ class Engine:
         max_length: int,
         stop_token_ids: Collection[int],
         record_selected: bool = False,
+        recompute: bool = False,
     ) -> None:
         if num_slots < 1 or max_length < 2:
             raise ValueError(
@@ -117,6 +129,7 @@ class Engine:
         self._record_selected = record_selected
         # Longer prompts are read over cached latents: core attention touches the selected ones only.
         self.gathered_from = gathered_prefill_from(model.config) or max_length
+        self._recompute = recompute
         self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
         self._fused = FusedDecoder(model)
         self._sessions: dict[int, _Session] = {}
@@ -208,7 +221,7 @@ class Engine:
         dtype = route_dtype(config.n_routed_experts)
         routes = np.full((len(state.tokens), layers, config.num_experts_per_tok), missing_route(dtype), dtype)
         if state.routes:
-            routes[: state.num_read] = np.concatenate(state.routes)
+            routes[: state.num_recorded] = np.concatenate(state.routes)
         return SessionRecord(
             token_ids=state.tokens,
             sampled_mask=state.sampled,
@@ -220,10 +233,16 @@ class Engine:
         )
 
     def load_weights(self, state_dict: Mapping[str, Tensor], *, version: int) -> None:
-        """Take new weights, correction biases included; running sessions keep what they have cached."""
+        """Take new weights, correction biases included; running sessions go on with them.
+
+        They keep what the old weights cached or, with `recompute`, read all of it again with the new ones.
+        """
         self.model.load_state_dict(state_dict, strict=True)
         self._fused = FusedDecoder(self.model)
         self.version = version
+        if self._recompute:
+            for session in self._sessions.values():
+                session.num_read = 0
 
     def _get(self, session: int) -> _Session:
         try:
@@ -275,9 +294,8 @@ class Engine:
                 rows.append(torch.arange(start, stop))
                 cells.append(torch.arange(len(prompt)) + session.slot * self.max_length)
                 last.append(stop - 1)
-                session.mark_read(len(prompt), routes[start:stop], self.version)
-                if selected is not None:
-                    session.selected.append(selected[start:stop])
+                places_read = selected[start:stop] if selected is not None else None
+                session.mark_read(len(prompt), routes[start:stop], places_read, self.version)
             start = stop
         all_rows, all_cells = torch.cat(rows), torch.cat(cells)
         rope_dim = self.model.config.qk_rope_head_dim
@@ -319,9 +337,9 @@ class Engine:
         selected = self._selected(places)
         routes = routes_NLK.numpy().astype(route_dtype(self.model.config.n_routed_experts))
         for session, count, end in zip(sessions, counts, ends.tolist(), strict=True):
-            session.mark_read(len(session.tokens), routes[end - count : end], self.version)
-            if selected is not None:
-                session.selected.append(selected[end - count : end])
+            rows = slice(end - count, end)
+            places_read = selected[rows] if selected is not None else None
+            session.mark_read(len(session.tokens), routes[rows], places_read, self.version)
         return logits
 
     def _sample(self, sessions: list[_Session], logits_NV: Tensor) -> None:

@@ -203,6 +203,41 @@ def test_new_weights_are_used_from_the_next_step_and_numbered() -> None:
     assert next(iter(after.values())).token_ids == expected.token_ids
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_weights_that_arrive_in_mid_turn_meet_the_old_cache_or_a_recomputed_one(recompute: bool) -> None:
+    """What was sampled before keeps its log-probability and version; what follows comes of the new weights,
+    over a cache of the old ones or, recomputed, over one of the new ones alone.
+    """
+    old, new = make_model(1, token_selector="dense"), make_model(2, token_selector="dense")
+    engine = Engine(
+        make_model(1, token_selector="dense"),
+        num_slots=4,
+        max_length=96,
+        stop_token_ids=[],
+        recompute=recompute,
+    )
+    session = engine.open(prompt(9, seed=3), seed=4, sampling=Sampling(max_new_tokens=8))
+    for _ in range(4):
+        assert engine.step() == []
+    engine.load_weights(new.state_dict(), version=1)
+    while not engine.step():
+        pass
+    record = engine.close(session)
+    assert record.weights_versions[9:13] == [0] * 4
+    assert record.weights_versions[13:] == [1] * (len(record.token_ids) - 13)
+    assert set(record.weights_versions[:9]) == {0}
+    ids = torch.tensor([record.token_ids])
+    routes = pad_routes([record.routes], num_columns=ids.shape[1], offsets=[0])
+    errors = []
+    for model, forced in ((old, routes), (new, None)):
+        with torch.no_grad():
+            logits = model(ids, routes=forced).logits[0, :-1]
+        logps = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+        errors.append((logps - torch.tensor(record.logps[1:])).abs())
+    assert errors[0][8:12].max() < 1e-5
+    assert (errors[1][12:].max() < 1e-5) == recompute
+
+
 def test_one_prompt_is_read_once_for_its_whole_group(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     engine = make_engine(model)
