@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,12 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
 
+    def has(self, name: str) -> bool:
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
 
 def save_checkpoint(
     directory: Path,
@@ -40,8 +46,12 @@ def save_checkpoint(
     model: WorldsmithForCausalLM,
     optimizers: Sequence[torch.optim.Optimizer],
     state: dict[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes `directory/step-N`, atomically, and removes all but the newest `KEPT`."""
+    """Writes `directory/step-N`, atomically, and removes all but the newest `KEPT`.
+
+    files: what else belongs to it, by name.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"step-{step}"
     temporary = directory / f".step-{step}.tmp"
@@ -50,8 +60,10 @@ def save_checkpoint(
     save_model(model, temporary)
     for number, optimizer in enumerate(optimizers):
         save_file(_optimizer_tensors(optimizer), temporary / f"optimizer-{number}.safetensors")
-    files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-    manifest = {"step": step, "state": state, "files": files}
+    for name, content in (files or {}).items():
+        (temporary / name).write_bytes(content)
+    digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
+    manifest = {"step": step, "state": state, "files": digests}
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
     publish_directory(temporary, final)
     for old in _steps(directory)[:-KEPT]:

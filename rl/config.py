@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rl.latency import Latency
 from rl.losses import Normalization
 
 
@@ -85,7 +86,20 @@ class RlSection(Section):
 
 
 class RolloutSection(Section):
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=0)
+    """Ray actors that play; 0: the learner's own process plays, without Ray."""
+    max_staleness: int = Field(default=0, ge=0)
+    """Learner steps that a token's weights may lie behind those that train on it; 0: rollouts and learner
+    take turns (synchronous).
+    """
+    in_flight: Literal["keep", "recompute"] = "keep"
+    """What running episodes do with their cache when new weights arrive."""
+    boxes: int = Field(default=0, ge=0)
+    """Episodes at once on a worker, each with a thread for its tools, beside the engine; 0: as many as
+    `slots`, their tools between the engine's steps.
+    """
+    tool_latency: Latency = Latency()
+    """Seconds to add to each turn's tools, to rehearse slow ones; needs `boxes`."""
     threads: int = Field(default=1, ge=1)
     slots: int = Field(default=192, ge=1)
     max_length: int = Field(default=384, ge=16)
@@ -106,6 +120,19 @@ class RolloutSection(Section):
     """
     keep_sampling_mask: bool = True
     """With top_p or top_k: the learner's distribution is over the ids that could be sampled."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.max_staleness and not self.workers:
+            raise ValueError("max_staleness above 0 needs workers, of which there are 0")
+        if self.tool_latency.median_s and not self.boxes:
+            raise ValueError("tool_latency needs boxes, the threads that tools run on")
+        return self
+
+    @property
+    def episodes_at_once(self) -> int:
+        """Over all workers."""
+        return max(1, self.workers) * (min(self.boxes, self.slots) if self.boxes else self.slots)
 
 
 class EvalSection(Section):

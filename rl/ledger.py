@@ -25,6 +25,8 @@ class Bucket(StrEnum):
     """Its group's measured rewards were equal, so that it taught nothing."""
     SURPLUS = "surplus"
     """Its group had a signal, and more groups had one than a step trains on."""
+    STALE = "stale"
+    """Sampled by weights older than the bound on staleness allows to train on."""
     SANDBOX_LOST = Cause.SANDBOX_LOST.value
     GRADER_FAILED = Cause.GRADER_FAILED.value
     REPLICA_FAILED = Cause.REPLICA_FAILED.value
@@ -51,6 +53,9 @@ class Ledger:
             raise ValueError(f"ledger: {len(ends)} episodes end, {self.in_flight} were in flight")
         self.buckets.update(ends)
 
+    def copy(self) -> "Ledger":
+        return Ledger(dispatched=self.dispatched, buckets=Counter(self.buckets))
+
     def as_fields(self) -> dict[str, Any]:
         named = {str(bucket): self.buckets[bucket] for bucket in Bucket}
         return {"dispatched": self.dispatched, "in_flight": self.in_flight, **named}
@@ -58,10 +63,11 @@ class Ledger:
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any], *, where: str) -> "Ledger":
         """The ledger of a checkpoint. Raises ValueError when it does not balance or is no ledger."""
-        expected = {"dispatched", "in_flight", *map(str, Bucket)}
-        if set(fields) != expected or not all(isinstance(n, int) and n >= 0 for n in fields.values()):
+        needed = {"dispatched", "in_flight"}
+        known = needed <= set(fields) <= needed | set(map(str, Bucket))
+        if not known or not all(isinstance(n, int) and n >= 0 for n in fields.values()):
             raise ValueError(f"{where}: its ledger is not one of this program's: {dict(fields)}")
-        buckets = Counter({bucket: fields[str(bucket)] for bucket in Bucket})
+        buckets = Counter({bucket: fields.get(str(bucket), 0) for bucket in Bucket})
         ledger = cls(dispatched=fields["dispatched"], buckets=buckets)
         if ledger.in_flight != fields["in_flight"]:
             raise ValueError(

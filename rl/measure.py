@@ -18,7 +18,7 @@ from rl.advantage import has_signal, rewards_of
 from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
 from rl.ledger import Ledger
-from rl.rollout_worker import Workers
+from rl.rollout_worker import InProcess, Workers
 from rl.run import Data, Run, sampling
 from rl.trajectory import Trajectory, episode_row, transcript_line, transcript_row
 
@@ -57,7 +57,9 @@ def record_step(
     ledger: Ledger,
 ) -> None:
     rewards = rewards_of(played)
-    environment = sum(t.seconds_environment for t in played) / run.config.rollout.workers
+    # Tools on threads of their own take no time from the engine; between its steps they do.
+    between = 0.0 if run.config.rollout.boxes else sum(t.seconds_environment for t in played)
+    environment = between / max(1, run.config.rollout.workers)
     measured = rewards[~rewards.isnan()]
     mean = measured.mean().item() if len(measured) else None
     fields = {
@@ -83,7 +85,7 @@ def record_step(
 
 
 def evaluate(
-    run: Run, workers: Workers, model: WorldsmithForCausalLM, *, when: str, step: int
+    run: Run, workers: Workers | InProcess, model: WorldsmithForCausalLM, *, when: str, step: int
 ) -> dict[str, Any]:
     """Held-out pass rates by sampling; a finished evaluation is read back, not played again."""
     if (known := known_evaluation(run.out, when)) is not None:

@@ -12,8 +12,11 @@ from envs.child_processes import share_packages
 
 @contextmanager
 def ray_session(workers: int) -> Iterator[None]:
-    """A local Ray with a slot for each worker; an already running one is used as it is, and left running."""
-    if ray.is_initialized():
+    """A local Ray with a slot for each worker; an already running one is used as it is, and left running.
+
+    Without workers there is none.
+    """
+    if workers == 0 or ray.is_initialized():
         yield
         return
     share_packages()

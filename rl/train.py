@@ -11,12 +11,10 @@ Run again on the same directory, it goes on where it was: each stage keeps check
 (seed, step) alone, and nothing is trained or evaluated twice.
 """
 
-import copy
 import os
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,6 @@ from policies.model.checkpoint import save_model
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
-from policies.weights import publish
-from rl.advantage import has_signal, rewards_of, shuffled_within_groups
 from rl.budget import active_parameters
 from rl.checkpoints import latest_checkpoint, load_checkpoint_model, load_optimizers, save_checkpoint
 from rl.cold_start import (
@@ -38,22 +34,17 @@ from rl.cold_start import (
     batches,
     learning_rate_at,
     make_optimizers,
-    make_rl_optimizer,
     phases,
     train_on,
 )
 from rl.config import TrainConfig
-from rl.learner import Feed, Learner, Objective, make_args
-from rl.ledger import Ledger, ends_of_step
-from rl.losses import LossConfig
-from rl.measure import StepClock, baselines, demonstrators_note, evaluate, record_step
+from rl.measure import baselines, demonstrators_note, evaluate
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
-from rl.recorded import Keep
-from rl.rollout_worker import ReplicaConfig, Workers
-from rl.run import TIER, Data, Run, sampling
+from rl.reinforce import reinforce
+from rl.rollout_worker import InProcess, ReplicaConfig, Workers
+from rl.run import TIER, Data, Run
 from rl.run_files import RunLog, trim_metrics
-from rl.trajectory import PlayRequest, Trajectory
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
 TOKENIZER_SAMPLE = 2000
@@ -208,7 +199,7 @@ def encode_all(demonstrations: Sequence[Demonstration], codec: TextCodec) -> lis
     return [encode_conversation(d.messages, d.tools, codec) for d in demonstrations]
 
 
-def start_workers(run: Run) -> Workers:
+def start_workers(run: Run) -> Workers | InProcess:
     """Rollout actors over the training tasks, then the held-out ones: one list, so that an index names a
     task.
     """
@@ -220,8 +211,12 @@ def start_workers(run: Run) -> Workers:
         max_length=rollout.max_length,
         threads=rollout.threads,
         record_selected=rollout.keep_selection,
+        boxes=rollout.boxes,
+        latency=rollout.tool_latency,
+        recompute=rollout.in_flight == "recompute",
     )
-    return Workers(replica, [*run.data.tasks, *run.data.heldout], rollout.workers)
+    tasks = [*run.data.tasks, *run.data.heldout]
+    return Workers(replica, tasks, rollout.workers) if rollout.workers else InProcess(replica, tasks)
 
 
 def _policy_shell(run: Run) -> WorldsmithForCausalLM:
@@ -230,119 +225,3 @@ def _policy_shell(run: Run) -> WorldsmithForCausalLM:
     )
     assert found is not None, "cold start leaves a checkpoint"
     return load_checkpoint_model(found)
-
-
-def reinforce(run: Run, workers: Workers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
-    """GRPO. TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once."""
-    config, directory = run.config.rl, run.out / "checkpoints"
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".indexer." not in name)  # the indexer stays as it is in RL, as in GLM-5
-    reference = copy.deepcopy(model).eval() if config.loss.kl_weight else None
-    optimizer = make_rl_optimizer(model, config.learning_rate)
-    found = latest_checkpoint(directory)
-    start = found.step if found else 0
-    if found:
-        model.load_state_dict(load_checkpoint_model(found).state_dict())
-        load_optimizers(found, [optimizer])
-    if start >= config.steps:
-        return
-    trim_metrics(run.out, kind="rl", from_step=start)
-    clock = StepClock()
-    ledger = Ledger.from_fields(found.state.get("ledger", {}), where=str(found.path)) if found else Ledger()
-    played: list[Trajectory] = []
-
-    def next_batch() -> Sequence[Trajectory]:
-        step = start + learner.state.global_step
-        workers.load(publish(model, version=step))
-        clock.begin_generation()
-        requests = requests_of_step(run, step)
-        ledger.dispatch(len(requests))
-        played[:] = workers.play(requests, sampling(run))
-        clock.end_generation()
-        taught = teaching_groups(run, with_ordered_rewards(run, played, step))
-        ledger.settle(ends_of_step(played, taught, group_size=config.group_size))
-        return taught
-
-    def after_step() -> None:
-        done = start + learner.state.global_step
-        record_step(run, done - 1, played, learner.step_metrics, clock, ledger=ledger)
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            state = {"ledger": ledger.as_fields()}
-            save_checkpoint(directory, step=done, model=model, optimizers=[optimizer], state=state)
-        if run.config.eval.every and done % run.config.eval.every == 0 and done < config.steps:
-            evaluate(run, workers, model, when=f"step-{done}", step=done)
-        clock.begin_step()
-
-    learner = Learner(
-        model,
-        tokenizer=codec.tokenizer,
-        args=make_args(
-            run.out / ".trl",
-            rows_per_step=config.groups_trained * config.group_size,
-            rows_per_micro_batch=config.rows_per_micro_batch,
-            group_size=config.group_size,
-            learning_rate=config.learning_rate,
-            num_steps=config.steps - start,
-            temperature=run.config.rollout.temperature,
-        ),
-        objective=Objective(
-            loss=LossConfig(**config.loss.model_dump()), reference=reference, keep=kept_choices(run)
-        ),
-        feed=Feed(next_batch=next_batch, after_step=after_step),
-        optimizer=optimizer,
-    )
-    with run.log.stage("rl"):
-        run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
-        learner.train()
-        run.observer.end()
-
-
-def kept_choices(run: Run) -> Keep:
-    rollout = run.config.rollout
-    return Keep(
-        routing=rollout.keep_routing,
-        selection=rollout.keep_selection,
-        sampling_mask=rollout.keep_sampling_mask,
-    )
-
-
-def requests_of_step(run: Run, step: int) -> list[PlayRequest]:
-    """The step's groups: tasks of the trained levels, drawn by (seed, step)."""
-    config = run.config.rl
-    rng = random.Random(stable_seed(run.config.seed, "draw", step))
-    pool = [i for i, playable in enumerate(run.data.tasks) if playable.task.level in config.levels]
-    chosen = [rng.choice(pool) for _ in range(config.groups_per_step)]
-    return [
-        PlayRequest(
-            task_index=index,
-            group=group,
-            sample=sample,
-            attempt=0,
-            seed=stable_seed(run.config.seed, run.data.tasks[index].task.task_id, step, group, sample),
-        )
-        for group, index in enumerate(chosen)
-        for sample in range(config.group_size)
-    ]
-
-
-def with_ordered_rewards(run: Run, played: Sequence[Trajectory], step: int) -> Sequence[Trajectory]:
-    """The trajectories as the learner gets them: in the control, rewards have changed places inside each
-    group.
-    """
-    if run.config.rl.reward_order == "true":
-        return played
-    generator = torch.Generator().manual_seed(stable_seed(run.config.seed, "shuffle", step) % 2**31)
-    shuffled = shuffled_within_groups(rewards_of(played), run.config.rl.group_size, generator).tolist()
-    return [replace(t, reward=None if r != r else r) for t, r in zip(played, shuffled, strict=True)]
-
-
-def teaching_groups(run: Run, played: Sequence[Trajectory]) -> list[Trajectory]:
-    """`groups_trained` groups: those whose rewards differ, then others, each part in the order played."""
-    size = run.config.rl.group_size
-    signal = has_signal(rewards_of(played), size).tolist()
-    order = sorted(range(len(signal)), key=lambda group: not signal[group])
-    return [
-        t
-        for group in order[: run.config.rl.groups_trained]
-        for t in played[group * size : (group + 1) * size]
-    ]

@@ -26,6 +26,7 @@ class Trajectory:
     routes: [T, L, K], the experts of each token in the L mixture layers, 255 where the token was never read.
     versions: the weights version that sampled, or read, each token; -1 where neither.
     reward: None when the episode could not be measured; it then takes no part in training or in a score.
+    tool_seconds: the environment's part of each turn, whose sum is `seconds_environment`.
     baits: the bait that it touched; any makes it a suspected hack.
     kept_sets: per token, the ids that it was drawn from where top-p or top-k cut some off, else empty.
     selected: [T, L, K], the positions that each token attended to in each layer; None: not recorded.
@@ -50,6 +51,7 @@ class Trajectory:
     messages: tuple[Message, ...]
     num_turns: int
     seconds_environment: float
+    tool_seconds: tuple[float, ...] = ()
     baits: tuple[Bait, ...] = ()
     kept_sets: tuple[Sequence[int], ...] = ()
     selected: np.ndarray | None = None
@@ -133,6 +135,7 @@ def episode_row(trajectory: Trajectory, *, when: str, boxes: Capabilities) -> di
         "sampled_tokens": trajectory.num_sampled,
         "turns": trajectory.num_turns,
         "seconds_environment": trajectory.seconds_environment,
+        "seconds_longest_tool": max(trajectory.tool_seconds, default=0.0),
         "weights_version": max(trajectory.versions, default=-1),
         "tier": boxes.tier,
         "capabilities": boxes.digest,

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import rl.reinforce
 import rl.train
 from envs.task import Task
 from policies.model.checkpoint import load_model
@@ -90,7 +91,7 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     data: Data, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    save, record = rl.train.save_checkpoint, rl.train.record_step
+    save, record = rl.train.save_checkpoint, rl.reinforce.record_step
 
     def stop_in_cold_start(directory: Path, *, step: int, **rest: Any) -> Path:
         if step > 3:
@@ -109,7 +110,7 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     assert steps_of(out, "cold_start") == [0, 1, 2, 3, 4, 5]
 
     with monkeypatch.context() as patch:
-        patch.setattr(rl.train, "record_step", stop_in_rl)
+        patch.setattr(rl.reinforce, "record_step", stop_in_rl)
         with pytest.raises(StopHereError):
             train(config, data, out)
     assert steps_of(out, "cold_start") == list(range(8))
