@@ -44,6 +44,8 @@ PLAIN: dict[str, Any] = {
     "network_mode": "none",
     "labels": {"worldsmith.bench": "1"},
 }
+PAUSE_S = 0.05
+SETTLE_S = 3.0
 Way = Callable[[], None]
 
 
@@ -53,14 +55,19 @@ def seconds(way: Way) -> float:
     return time.perf_counter() - start
 
 
-def alternate(ways: dict[str, Way], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, one after the other, `rounds` times, after one round that does not count."""
+def alternate(ways: dict[str, Way], rounds: int, *, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds of each way, one after the other, `rounds` times, after one round that does not count.
+
+    Before each is a pause: an engine goes on clearing up after it has answered, which is no time of the next.
+    `calls`: how often in a row a way is called in a round, each timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
         for name, way in ways.items():
-            took_s = seconds(way)
+            time.sleep(PAUSE_S)
+            took_s = [seconds(way) for _ in range(calls)]
             if number:
-                times[name].append(took_s)
+                times[name] += took_s
     return times
 
 
@@ -120,10 +127,13 @@ def measure_exec(engine: Engine, rounds: int) -> dict[str, Any]:
             "our exec": lambda: check(box),
             "docker exec": lambda: engine.exec_true(name),
         }
-        times = alternate(ways, 5 * rounds)
         with closing(namespaces.namespaces_box()) as second:
             second.start()
-            times |= alternate({"our exec, namespaces": lambda: check(second)}, 5 * rounds)
+            ways["our exec, namespaces"] = lambda: check(second)
+            times = alternate(ways, rounds // 2, calls=10)
+            # A machine that has slept for a moment needs longer to wake than most commands to run.
+            rested = alternate(ways, 2 * rounds)
+    times |= {f"{name}, after a pause": values for name, values in rested.items()}
     return {
         "times": {name: summary(values) for name, values in times.items()},
         "ratios": {"docker exec / our exec": ratio(times, "docker exec", "our exec")},
@@ -277,18 +287,25 @@ def make_bundle(engine: Engine, bundle: Path) -> None:
     (bundle / "config.json").write_text(json.dumps(spec))
 
 
-def measure_memory(num_boxes: int = 12) -> dict[str, Any]:
-    """What this machine has less available with so many idle boxes, a box."""
-    with ExitStack() as stack:
-        stack.enter_context(closing(first := docker_engine.docker_box()))
+def measure_memory(rounds: int, num_boxes: int = 20) -> dict[str, Any]:
+    """What this machine has less available with so many idle boxes, a box; the median of a few times."""
+    used_mib = []
+    with closing(docker_engine.docker_box()) as first:
         first.start()
-        before_kib = available_kib()
-        for _ in range(num_boxes):
-            box = stack.enter_context(closing(docker_engine.docker_box()))
-            box.start()
-        time.sleep(0.5)
-        used_mib = (before_kib - available_kib()) / 1024 / num_boxes
-    return {"ratios": {"idle box, MiB": round(used_mib, 2)}, "num_boxes": num_boxes}
+        for _ in range(max(3, rounds // 7)):
+            with ExitStack() as stack:
+                time.sleep(SETTLE_S)  # the kernel frees what ended boxes held little by little
+                before_kib = available_kib()
+                for _ in range(num_boxes):
+                    box = stack.enter_context(closing(docker_engine.docker_box()))
+                    box.start()
+                time.sleep(SETTLE_S)
+                used_mib.append((before_kib - available_kib()) / 1024 / num_boxes)
+    return {
+        "ratios": {"idle box, MiB": round(statistics.median(used_mib), 2)},
+        "num_boxes": num_boxes,
+        "each": [round(value, 2) for value in used_mib],
+    }
 
 
 def available_kib() -> int:
@@ -303,7 +320,7 @@ PARTS: dict[str, Callable[[Engine, int], dict[str, Any]]] = {
     "throughput": measure_throughput,
     "life": measure_life,
     "namespaces": measure_namespaces,
-    "memory": lambda engine, rounds: measure_memory(),
+    "memory": lambda engine, rounds: measure_memory(rounds),
 }
 
 

@@ -1,24 +1,22 @@
 """Runs inside a box: takes commands over its stdin, runs them, answers over its stdout; one file alone.
 
-It is sent into the box as text and must run on Debian 12's python3-minimal: it uses errno, os, select, stat,
-struct, sys, time and _signal, _ctypes, where the box has it, to hide its own memory, and _socket to leave its
-stdio. Each module more is memory of every idle box: the public ast, contextlib, ctypes and signal would be
-1.6 MiB. A frame is two big-endian uint32 (length of header, length of body), a JSON header of integers and
-two plain words (`nonce`, `op`), and raw bytes. Texts travel in the body; the header holds their lengths.
-Every reply repeats the request's nonce, which no command can know.
+It is sent into the box as text and must run on Debian 12's python3-minimal: it uses modules that are part of
+the interpreter, and _ctypes, where the box has it, to hide its own memory and to leave its stdio. Each module
+more is memory of every idle box: ast, contextlib, ctypes, os, signal and socket would be 2 MiB. A frame is
+two big-endian uint32 (length of header, length of body), a JSON header of integers and two plain words
+(`nonce`, `op`), and raw bytes. Texts travel in the body; the header holds their lengths. Every reply repeats
+the request's nonce, which no command can know.
 
 Three modes say how far its duty to leave no process behind reaches: `init` (it is PID 1 and sees every
 orphan), `boxed` (another init is PID 1; processes of its own user are its own), `group` (no PID namespace:
 its children). In the latter two it is a subreaper: every orphan of a command becomes its child.
 """
-# pathlib would double the time that this file takes to start.
-# ruff: noqa: PTH103, PTH112, PTH120, PTH123, PTH208
 
-import _signal as signal
+import _signal as signal  # pyright: ignore[reportMissingImports]  # typeshed knows only the public one
+import _stat as stat
 import errno
-import os
+import posix
 import select
-import stat
 import struct
 import sys
 import time
@@ -26,6 +24,7 @@ import time
 VERSION = 1
 LENGTHS = struct.Struct(">II")
 GRACE_S, GIVE_UP_S = 1.0, 3.0
+AF_UNIX, SOCK_STREAM = 1, 1
 STAYS = b"-"
 """Said once on stdout by an executor that was told of a socket and cannot reach it."""
 WALL = 0x40000000
@@ -69,12 +68,12 @@ class Capture:
         self.total = 0
         self._cap = cap
         self._head, self._tail = bytearray(), bytearray()
-        os.set_blocking(fd, False)
+        posix.set_blocking(fd, False)
 
     def read_once(self) -> bool:
         """False at the end of the stream or when nothing more is there now."""
         try:
-            data = os.read(self.fd, 1 << 16)
+            data = posix.read(self.fd, 1 << 16)
         except BlockingIOError:
             return False
         self.total += len(data)
@@ -89,7 +88,7 @@ class Capture:
     def finish(self) -> tuple[bytes, int]:
         """Read what is left (a pipe holds at most 1 MiB), close; the kept bytes and the number dropped."""
         all(self.read_once() for _ in range(64))  # as long as there is something
-        os.close(self.fd)
+        posix.close(self.fd)
         kept = bytes(self._head + self._tail[self._cap // 2 - self._cap :])
         return kept, self.total - len(kept)
 
@@ -106,7 +105,7 @@ class Call:
         self.poller = select.poll()
         for stream in streams:
             self.poller.register(stream.fd, select.POLLIN)
-        os.set_blocking(stdin_fd, False)
+        posix.set_blocking(stdin_fd, False)
         if stdin:
             self.poller.register(stdin_fd, select.POLLOUT)
         else:
@@ -114,12 +113,12 @@ class Call:
 
     def close_stdin(self) -> None:
         if self.stdin_fd >= 0:
-            os.close(self.stdin_fd)
+            posix.close(self.stdin_fd)
             self.stdin_fd = -1
 
     def feed_stdin(self) -> None:
         try:
-            written = os.write(self.stdin_fd, self.stdin[: 1 << 16])
+            written = posix.write(self.stdin_fd, self.stdin[: 1 << 16])
         except BlockingIOError:
             return
         except OSError:  # the command closed its end: what is left is lost, as in a shell's pipe
@@ -143,13 +142,13 @@ class Executor:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         # Opened before it hides: a hidden process may not open its own /proc files.
-        self.oom_fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        self.hidden = _prctl(PR_SET_DUMPABLE, 0)
-        self.adopts = mode == "init" or _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.oom_fd = posix.open("/proc/self/oom_score_adj", posix.O_WRONLY)
+        self.hidden = _libc("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+        self.adopts = mode == "init" or _libc("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
         for number in HELD_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         self.oom_counter = _open_first(OOM_COUNTERS) if mode == "boxed" else -1
-        self.wake_fd, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.wake_fd, wake_end = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         words = ("hello", "execute", "read", "write", "extend")
@@ -171,7 +170,12 @@ class Executor:
         self.end_others()
 
     def hello(self, request: dict, body: bytes) -> Reply:
-        return {"version": VERSION, "uid": os.getuid(), "pid": os.getpid(), "hidden": int(self.hidden)}, b""
+        return {
+            "version": VERSION,
+            "uid": posix.getuid(),
+            "pid": posix.getpid(),
+            "hidden": int(self.hidden),
+        }, b""
 
     def extend(self, request: dict, body: bytes) -> Reply:
         """Learn the operations of another text of the host's, pristine.py, which not every box needs."""
@@ -188,7 +192,7 @@ class Executor:
         started = time.monotonic()
         ooms = self.oom_kills()
         try:
-            os.chdir(cwd)
+            posix.chdir(cwd)
         except OSError as error:
             return _refused(cwd, error, folder=True)
         try:
@@ -199,7 +203,7 @@ class Executor:
         call.close_stdin()
         leftover = self.end_others()
         (out, out_cut), (err, err_cut) = (stream.finish() for stream in call.streams)
-        code = 128 + signal.SIGKILL if call.status is None else os.waitstatus_to_exitcode(call.status)
+        code = 128 + signal.SIGKILL if call.status is None else posix.waitstatus_to_exitcode(call.status)
         values = (128 - code if code < 0 else code, len(out), len(err), out_cut, err_cut, timed_out, flooded)
         killed = code != 0 and self.oom_kills() > ooms
         return _result(*values, killed, leftover, int((time.monotonic() - started) * 1e6)), out + err
@@ -208,32 +212,32 @@ class Executor:
         """Start a command; posix_spawn, as a fork would copy this process's page tables each time."""
         stdin, cap = io
         program = _find(argv[0], env.get(b"PATH", b""))
-        (in_r, in_w), (out_r, out_w), (err_r, err_w) = [os.pipe() for _ in range(3)]
-        actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((in_r, out_w, err_w))]
+        (in_r, in_w), (out_r, out_w), (err_r, err_w) = [posix.pipe() for _ in range(3)]
+        actions = [(posix.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((in_r, out_w, err_w))]
         try:
             self.set_oom_score(VICTIM_SCORE)  # inherited by the command
             options = {"setsid": True, "setsigmask": (), "setsigdef": DEFAULT_SIGNALS}
-            pid = os.posix_spawn(program, argv, env, file_actions=actions, **options)
+            pid = posix.posix_spawn(program, argv, env, file_actions=actions, **options)
         except OSError:
             for end in (in_w, out_r, err_r):
-                os.close(end)
+                posix.close(end)
             raise
         finally:
             self.set_oom_score(b"0")
             for end in (in_r, out_w, err_w):
-                os.close(end)
+                posix.close(end)
         return Call(pid, in_w, stdin, (Capture(out_r, cap), Capture(err_r, cap)))
 
     def set_oom_score(self, score: bytes) -> None:
         # A kernel that refuses this may end the whole box instead, which the host reports as lost.
         with Ignoring(OSError):
-            os.pwrite(self.oom_fd, score, 0)
+            posix.pwrite(self.oom_fd, score, 0)
 
     def oom_kills(self) -> int:
         """Kills for memory in this container so far; 0 where the host counts them."""
         if self.oom_counter < 0:
             return 0
-        number = os.pread(self.oom_counter, 4096, 0).partition(b"\noom_kill ")[2]
+        number = posix.pread(self.oom_counter, 4096, 0).partition(b"\noom_kill ")[2]
         return int(number.split()[0]) if number else 0
 
     def wait(self, call: Call, deadline: float, flood: int) -> tuple[bool, bool]:
@@ -267,17 +271,17 @@ class Executor:
 
     def end_call(self, call: Call, number: int) -> None:
         with Ignoring(ProcessLookupError):
-            os.killpg(call.pid, number)
+            posix.killpg(call.pid, number)
         if number == signal.SIGKILL:
             self.kill_others()
 
     def reap(self, call: Call | None = None) -> bool:
         """Bury who has ended; True where no child is left, living or dead."""
         with Ignoring(BlockingIOError):
-            while os.read(self.wake_fd, 512):
+            while posix.read(self.wake_fd, 512):
                 pass
         with Ignoring(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG | WALL)) != (0, 0):
+            while (ended := posix.waitpid(-1, posix.WNOHANG | WALL)) != (0, 0):
                 if call is not None and ended[0] == call.pid:
                     call.status = ended[1]
             return False
@@ -285,16 +289,18 @@ class Executor:
 
     def others(self) -> list[int]:
         """What a command may have left: children, orphans among them, or else processes of the same user."""
-        marker = b"\nUid:\t%d\t" % os.getuid() if self.mode == "boxed" else b"\nPPid:\t%d\n" % os.getpid()
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [pid for pid in pids if pid != os.getpid() and marker in _content(f"/proc/{pid}/status")]
+        marker = (
+            b"\nUid:\t%d\t" % posix.getuid() if self.mode == "boxed" else b"\nPPid:\t%d\n" % posix.getpid()
+        )
+        pids = [int(name) for name in posix.listdir("/proc") if name.isdigit()]
+        return [pid for pid in pids if pid != posix.getpid() and marker in _content(f"/proc/{pid}/status")]
 
     def kill_others(self) -> None:
         # In one go, as a fork between a look and a kill would escape. A PID namespace bounds it; in `boxed`
         # mode this is not root, so that neither init nor the container's main process is hit.
         for pid in self.others() if self.mode == "group" else (-1,):
             with Ignoring(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
+                posix.kill(pid, signal.SIGKILL)
 
     def end_others(self, *, strangers: bool = False) -> int:
         """Kill and reap until nobody is left; the number of processes that would not go.
@@ -313,35 +319,44 @@ class Executor:
             time.sleep(0.0005)
 
     def read(self, request: dict, body: bytes) -> Reply:
-        fd = os.open(body, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = posix.open(body, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
         try:
-            return {"size": _regular(fd)}, os.pread(fd, request["length"], request["offset"])
+            return {"size": _regular(fd)}, posix.pread(fd, request["length"], request["offset"])
         finally:
-            os.close(fd)
+            posix.close(fd)
 
     def write(self, request: dict, body: bytes) -> Reply:
         path, data = body[: request["path"]], body[request["path"] :]
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        flags = posix.O_WRONLY | posix.O_NONBLOCK | posix.O_CLOEXEC
         if request["offset"] == 0:
-            flags |= os.O_CREAT | os.O_TRUNC
-            os.makedirs(os.path.dirname(path) or b".", exist_ok=True)
-        fd = os.open(path, flags, 0o644)
+            flags |= posix.O_CREAT | posix.O_TRUNC
+            _make_folders(path)
+        fd = posix.open(path, flags, 0o644)
         try:
             _regular(fd)
-            os.lseek(fd, request["offset"], os.SEEK_SET)
+            posix.lseek(fd, request["offset"], 0)
             write_all(fd, data)
         finally:
-            os.close(fd)
+            posix.close(fd)
         return {"written": len(data)}, b""
 
 
-def _prctl(option: int, value: int) -> bool:
+def _libc(function: str, *arguments: int | bytes) -> int:
+    """What a function of the C library returns; -1 where this Python cannot call one."""
     with Ignoring(ImportError, OSError, AttributeError):
         import _ctypes
 
-        function = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
-        return _ctypes.call_cdeclfunction(function, (option, value, 0, 0, 0)) == 0
-    return False
+        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), function)  # pyright: ignore[reportArgumentType]
+        return _ctypes.call_cdeclfunction(address, arguments)
+    return -1
+
+
+def _make_folders(path: bytes) -> None:
+    """Those of a file that are missing; what else stands in its way shows when it is opened."""
+    for end in range(1, len(path)):
+        if path[end : end + 1] == b"/":
+            with Ignoring(FileExistsError):
+                posix.mkdir(path[:end])
 
 
 def _parse(header: bytes) -> dict:
@@ -359,9 +374,9 @@ def _find(program: bytes, path: bytes) -> bytes:
         return program
     for folder in path.split(b":"):
         candidate = folder + b"/" + program
-        if folder and os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+        if folder and posix.access(candidate, posix.X_OK) and not stat.S_ISDIR(posix.stat(candidate).st_mode):
             return candidate
-    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    raise OSError(errno.ENOENT, posix.strerror(errno.ENOENT), program)
 
 
 def _texts(request: dict, body: bytes) -> tuple[list[bytes], dict[bytes, bytes], bytes, bytes]:
@@ -389,20 +404,24 @@ def _result(*values: int) -> dict[str, int]:
 def _open_first(paths: tuple[str, ...]) -> int:
     for path in paths:
         with Ignoring(OSError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     return -1
 
 
 def _content(path: str) -> bytes:
     """The beginning of a file of /proc; nothing where its process has gone."""
-    with Ignoring(OSError), open(path, "rb", buffering=0) as file:
-        return file.read(4096)
+    with Ignoring(OSError):
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+        try:
+            return posix.read(fd, 4096)
+        finally:
+            posix.close(fd)
     return b""
 
 
 def _regular(fd: int) -> int:
     """The size of a regular file; anything else raises."""
-    status = os.fstat(fd)
+    status = posix.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL, "")
     return status.st_size
@@ -411,7 +430,7 @@ def _regular(fd: int) -> int:
 def read_exactly(length: int) -> bytes | None:
     data = bytearray()
     while len(data) < length:
-        data += (chunk := os.read(0, min(1 << 20, length - len(data))))
+        data += (chunk := posix.read(0, min(1 << 20, length - len(data))))
         if not chunk:
             return None
     return bytes(data)
@@ -420,30 +439,28 @@ def read_exactly(length: int) -> bytes | None:
 def write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[posix.write(fd, view) :]
 
 
 def leave_stdio(path: str) -> None:
     """Talk over a socket of the host's instead, where it can be had; else one byte says that it cannot."""
-    with Ignoring(ImportError, OSError):
-        import _socket
-
-        host = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        host.connect(path)
-        os.dup2(host.fileno(), 0)
-        os.dup2(host.fileno(), 1)
-        host.close()
+    host = _libc("socket", AF_UNIX, SOCK_STREAM, 0)
+    address = struct.pack("=H", AF_UNIX) + path.encode() + b"\0"
+    if host >= 0 and _libc("connect", host, address, len(address)) == 0:
+        posix.dup2(host, 0)
+        posix.dup2(host, 1)
+        posix.close(host)
         return
     write_all(1, STAYS)
 
 
 def main() -> None:
     mode = sys.argv[1]
-    if mode == "init" and os.getpid() != 1:  # killing every other process would be an accident
+    if mode == "init" and posix.getpid() != 1:  # killing every other process would be an accident
         sys.exit("executor: mode init needs to be PID 1")
-    if mode == "boxed" and (os.getuid() == 0 or os.getpid() == 1):
+    if mode == "boxed" and (posix.getuid() == 0 or posix.getpid() == 1):
         sys.exit("executor: mode boxed needs a user of its own below another init")
-    os.umask(0o022)
+    posix.umask(0o022)
     if len(sys.argv) > 3:
         leave_stdio(sys.argv[3])
     with Ignoring(BrokenPipeError):  # the host is gone, and with it everybody who could be told

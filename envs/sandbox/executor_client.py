@@ -38,11 +38,11 @@ MAX_STDIN_BYTES = 64 << 20
 CHUNK_BYTES = 4 << 20
 
 BOOTSTRAP = """\
-import os,sys
+import posix,sys
 def read(f,n):
  b=b''
  while len(b)<n:
-  c=os.read(f,min(n-len(b),65536))
+  c=posix.read(f,min(n-len(b),65536))
   if not c:break
   b+=c
  return b
@@ -50,15 +50,15 @@ n=int(sys.argv[2])
 t=read(0,n)
 if len(t)<n:sys.exit(1)
 import marshal
-r,w=os.pipe()
-if os.fork()==0:
- c=marshal.dumps(compile(t,'executor.py','exec'))
- while c:c=c[os.write(w,c):]
- os._exit(0)
-os.close(w)
+r,w=posix.pipe()
+if posix.fork()==0:
+ c=marshal.dumps(compile(t,'executor.py','exec',optimize=2))
+ while c:c=c[posix.write(w,c):]
+ posix._exit(0)
+posix.close(w)
 t=read(r,1<<30)
-os.close(r)
-os.wait()
+posix.close(r)
+posix.waitpid(-1,0)
 exec(marshal.loads(t),{'__name__':'__main__'})
 """
 """Reads the executor's text from stdin and becomes it, so that no image has to carry one. Another process

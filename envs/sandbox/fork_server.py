@@ -77,7 +77,7 @@ class ForkServer:
         text = Path(namespaces_launcher.__file__).read_bytes()
         self._process = subprocess.Popen(
             [python, "-ISB", "-c", BOOTSTRAP, "serve", str(len(text))],
-            stdin=theirs,
+            stdin=theirs.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             env={},
