@@ -158,6 +158,9 @@ def launch(python: str, specification: Mapping[str, object], stderr_fd: int) -> 
             except OSError as error:
                 said = (_server.close() if _server else "") or error.strerror or str(error)
                 _server = None
+            except BaseException:  # Ctrl-C before its answer, which would then answer the next request
+                _end()
+                raise
     raise SandboxStartError(
         f"tier namespaces: the process that forks boxes failed ({said}); it runs {python}, which needs its"
         " standard library with ctypes: apt-get install libpython3-stdlib"

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -91,6 +92,25 @@ def test_every_start_survives_a_server_that_is_killed_again_and_again() -> None:
             box.start()
             assert echoes(box)
             os.kill(server().pid, signal.SIGKILL)
+
+
+def test_a_start_that_is_interrupted_leaves_no_answer_for_the_next_one(
+    box: ExecutorSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    killed = server().pid
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "recv_fds", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            new_box().start()
+    with closing(new_box()) as second:
+        second.start()
+        assert server().pid != killed
+        assert processes_of(second)[0] not in processes_of(box)
+        assert echoes(second)
+    assert echoes(box)
 
 
 def test_many_threads_get_boxes_of_their_own() -> None:
