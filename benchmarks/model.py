@@ -60,9 +60,9 @@ def train_step(model: torch.nn.Module, ids: Tensor, **options: object) -> None:
 def padded_step(model: WorldsmithForCausalLM, ids: Tensor, mask: Tensor) -> None:
     model.train()
     model.zero_grad()
-    out = model(ids, attention_mask=mask)
-    labels = ids.masked_fill(mask == 0, -100)[:, 1:]
-    functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels.flatten()).backward()
+    targets = functional.pad(ids.masked_fill(mask == 0, -1)[:, 1:], (0, 1), value=-1)
+    out = model(ids, mask, targets=targets)
+    (-out.target_logps.sum() / int((targets >= 0).sum())).backward()
 
 
 def generate_ours(model: WorldsmithForCausalLM, prompts: Tensor, num_new: int) -> None:

@@ -85,13 +85,16 @@ def make_batch(transcripts: Sequence[Transcript], pad_id: int) -> Batch:
     return Batch(input_ids_BT=ids, attention_mask_BT=mask, weight_BT=weight)
 
 
-def weighted_loss(logits_BTV: Tensor, batch: Batch) -> Tensor:
-    """Mean negative log-probability (nats) of the next tokens, by weight."""
-    targets = batch.input_ids_BT[:, 1:]
+def next_tokens(batch: Batch) -> Tensor:
+    """[B, T]: at each place the token after it, -1 where that one counts nothing."""
+    targets = batch.input_ids_BT.masked_fill((batch.weight_BT <= 0) | (batch.attention_mask_BT == 0), -1)
+    return torch.nn.functional.pad(targets[:, 1:], (0, 1), value=-1)
+
+
+def weighted_loss(logps_BT: Tensor, batch: Batch) -> Tensor:
+    """Mean negative log-probability (nats) by weight, of the tokens that `next_tokens` names."""
     weight = batch.weight_BT[:, 1:] * batch.attention_mask_BT[:, 1:]
-    keep = weight > 0
-    losses = torch.nn.functional.cross_entropy(logits_BTV[:, :-1][keep], targets[keep], reduction="none")
-    return (losses * weight[keep]).sum() / weight[keep].sum()
+    return -(logps_BT[:, :-1] * weight).sum() / weight.sum()
 
 
 def batches(
@@ -156,9 +159,12 @@ def train_on(
                 group["lr"] = group["initial_lr"] * (1.0 if group.get("constant") else scale(step))
         with_indexer = indexer_every > 0 and step % indexer_every == 0
         output = model(
-            batch.input_ids_BT, batch.attention_mask_BT, indexer_loss="sparse" if with_indexer else "none"
+            batch.input_ids_BT,
+            batch.attention_mask_BT,
+            targets=next_tokens(batch),
+            indexer_loss="sparse" if with_indexer else "none",
         )
-        loss = weighted_loss(output.logits, batch)
+        loss = weighted_loss(output.target_logps, batch)
         total = loss
         if with_indexer:
             total = loss + indexer_every * output.indexer_loss

@@ -144,27 +144,47 @@ class Learner(GRPOTrainer):
         """Log-probabilities [B, T] of the completion, at the sampler's temperature, with the rollout's
         recorded choices forced.
         """
-        size = batch_size or len(input_ids)
+        # The token after each column, from the prompt's last one on.
+        targets = torch.nn.functional.pad(
+            input_ids.masked_fill(attention_mask == 0, -1)[:, 1:], (0, 1), value=-1
+        )
+        targets[:, : -logits_to_keep - 1] = -1
         logps: list[Tensor] = []
         entropies: list[Tensor] = []
-        for rows in torch.arange(len(input_ids)).split(size):
+        for rows in torch.arange(len(input_ids)).split(batch_size or len(input_ids)):
             held = rows_of(self._active, rows)
-            output = model(
-                input_ids=input_ids[rows],
-                attention_mask=attention_mask[rows],
-                logits_to_keep=logits_to_keep + 1,
-                routes=held.routes,
-                selected=held.selected,
-            )
-            logits = output.logits[:, :-1] / self.temperature
-            if held.kept is not None:
-                logits = restrict_logits(logits, held.kept[:, -logits_to_keep:])
-            all_logps = logits.log_softmax(dim=-1)
-            targets = input_ids[rows, -logits_to_keep:]
-            logps.append(all_logps.gather(-1, targets[..., None]).squeeze(-1))
-            if compute_entropy:
-                entropies.append(entropy(all_logps.detach()))
+            score = self._score_all if held.kept is None else self._score_kept
+            logp_BS, entropy_BS = score(model, input_ids[rows], attention_mask[rows], targets[rows], held)
+            logps.append(logp_BS[:, -logits_to_keep - 1 : -1])
+            entropies.append(entropy_BS[:, -logits_to_keep - 1 : -1])
         return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None
+
+    def _score_all(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, held: Recorded
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy [B, S] of each target over all ids; 0 where there is none."""
+        output = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            targets=targets,
+            temperature=self.temperature,
+            routes=held.routes,
+            selected=held.selected,
+        )
+        return output.target_logps, output.entropy
+
+    def _score_kept(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, targets: Tensor, held: Recorded
+    ) -> tuple[Tensor, Tensor]:
+        """As `_score_all`, over the ids that could be sampled."""
+        output = model(
+            input_ids=input_ids, attention_mask=attention_mask, routes=held.routes, selected=held.selected
+        )
+        assert held.kept is not None
+        kept = torch.nn.functional.pad(held.kept[:, 1:], (0, 0, 0, 1), value=-1)
+        all_logps = restrict_logits(output.logits / self.temperature, kept).log_softmax(dim=-1)
+        logps = all_logps.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+        return logps.masked_fill(targets < 0, 0.0), entropy(all_logps.detach())
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -23,8 +23,9 @@ from policies.model.experts import MoE, RoutedExperts, Router, fuse_experts
 from policies.model.layer import DecoderLayer
 from policies.model.mtp import IGNORED, SHARED_COPY, PredictionLayer, targets_ahead, tokens_ahead
 from policies.model.norm import RMSNorm
-from policies.model.packing import PackedBatch, pack
+from policies.model.packing import PackedBatch, pack, pick_rows
 from policies.model.rotary import rotary_tables
+from policies.model.scores import target_logps
 
 _NOT_SUPPORTED = ("position_ids", "inputs_embeds", "past_key_values")
 
@@ -43,6 +44,10 @@ class DecoderOutput(ModelOutput):
     """[B, S, L, K] int64, the experts used in the L mixture layers; -1 where the mask is 0."""
     selected: Tensor | None = None
     """[B, S, L, K] int32, the positions attended to in each of all L layers, in order; -1 for none."""
+    target_logps: Tensor | None = None
+    """[B, S] float32, nats: of each target; 0 where there is none."""
+    entropy: Tensor | None = None
+    """[B, S] float32, nats: of the distributions that the targets are from, without gradient."""
     mtp_loss: Tensor | None = None
     """Mean cross-entropy of the prediction modules, nats. DeepSeek-V3 adds it with weight 0.3, later 0.1."""
 
@@ -192,6 +197,8 @@ class WorldsmithForCausalLM(PolicyPreTrainedModel):
         attention_mask: Tensor | None = None,
         *,
         labels: Tensor | None = None,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
         logits_to_keep: int | Tensor = 0,
         routes: Tensor | None = None,
         return_routes: bool = False,
@@ -206,6 +213,8 @@ class WorldsmithForCausalLM(PolicyPreTrainedModel):
         Args:
             attention_mask: [B, S], 0 for padding, on either side; positions count real tokens from 0.
             labels: [B, S] next-token targets (shifted here), -100 for none; gives `.loss`.
+            targets: [B, S] ids to be scored, each at the column before its own, negative for none; gives
+                `.target_logps` and `.entropy` at `temperature` instead of logits, for less work.
             logits_to_keep: the last so many columns (0: all), or the columns' indices.
             routes: [B, S, L, K], experts to use in the L mixture layers; negative: the router chooses.
             selected: [B, S, L, K], positions to attend to in each of all L layers, a token's own row counted
@@ -235,6 +244,19 @@ class WorldsmithForCausalLM(PolicyPreTrainedModel):
             record=record,
         )
         self._count_loads(used)
+        shown = (
+            batch.to_source(torch.stack(used, 1), num_columns, fill=-1) if return_routes and used else None
+        )
+        places = batch.to_source(torch.stack(record, 1), num_columns, fill=-1) if record else None
+        if targets is not None:
+            logps, entropy = self._score(hidden_ND, batch.from_source(targets), temperature)
+            return DecoderOutput(
+                target_logps=batch.to_source(logps, num_columns),
+                entropy=batch.to_source(entropy, num_columns),
+                indexer_loss=kl,
+                routes=shown,
+                selected=places,
+            )
         hidden = batch.to_source(hidden_ND, num_columns)
         if isinstance(logits_to_keep, int):
             hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
@@ -246,10 +268,6 @@ class WorldsmithForCausalLM(PolicyPreTrainedModel):
             if predict_ahead:
                 mtp_loss = self._mtp_loss(hidden_ND, batch.from_source(input_ids), labels, batch)
             loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        shown = (
-            batch.to_source(torch.stack(used, 1), num_columns, fill=-1) if return_routes and used else None
-        )
-        places = batch.to_source(torch.stack(record, 1), num_columns, fill=-1) if record else None
         return DecoderOutput(
             loss=loss, logits=logits, indexer_loss=kl, routes=shown, selected=places, mtp_loss=mtp_loss
         )
@@ -283,6 +301,22 @@ class WorldsmithForCausalLM(PolicyPreTrainedModel):
                 f" ({int(places_NLK[token, layer].max())}) in layer {layer}"
             )
         return places_NLK
+
+    def _score(self, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of each token that has a target, 0 elsewhere: [N] float32 at least."""
+        nothing = hidden_ND.new_zeros(
+            len(targets_N), dtype=torch.promote_types(hidden_ND.dtype, torch.float32)
+        )
+        rows = (targets_N >= 0).nonzero().squeeze(1)
+        hidden_ND, targets_N = pick_rows(hidden_ND, rows), targets_N[rows]
+        if type(self.lm_head) is nn.Linear:
+            logps, entropy = target_logps(hidden_ND, self.lm_head.weight, targets_N, temperature)
+        else:  # an adapter stands around it
+            all_logps = (self.lm_head(hidden_ND).float() / temperature).log_softmax(-1)
+            logps = all_logps.gather(1, targets_N[:, None]).squeeze(1)
+            entropy = -(all_logps.detach().exp() * all_logps.detach()).sum(-1)
+        logps, entropy = (nothing.index_copy(0, rows, found.to(nothing.dtype)) for found in (logps, entropy))
+        return logps, entropy
 
     def _mtp_loss(self, hidden_ND: Tensor, ids_N: Tensor, labels: Tensor, batch: PackedBatch) -> Tensor:
         labels_N = batch.from_source(labels)

@@ -37,7 +37,7 @@ class PackedBatch:
     def to_packed(self, rows: Tensor) -> Tensor:
         """[B, T, ...] to [N, ...]."""
         flat = rows.reshape(self.num_rows * self.length, *rows.shape[2:])
-        return flat if self.pack_index is None else _Pick.apply(flat, self.pack_index)
+        return flat if self.pack_index is None else pick_rows(flat, self.pack_index)
 
     def row_weights(self) -> Tensor:
         """[B, T] float32: 1 / N for each real token, 0 for padding."""
@@ -94,6 +94,11 @@ def pack(num_rows: int, num_columns: int, attention_mask: Tensor | None, device:
         source_index=source,
         lengths=lengths.tolist(),
     )
+
+
+def pick_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows by index, of which none is named twice."""
+    return _Pick.apply(rows, index)
 
 
 class _Gather(torch.autograd.Function):

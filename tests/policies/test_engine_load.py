@@ -105,6 +105,7 @@ def test_twenty_requests_that_arrive_at_random_are_each_as_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_five_hundred_requests_that_arrive_at_random_are_each_as_alone() -> None:
     assert_each_as_alone(500, num_slots=32)
 
