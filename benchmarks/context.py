@@ -28,6 +28,8 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 TOP_K = 512
 NUM_DECODING = 4
 VOCAB = 1024
+LONG_ENOUGH = 2.0
+"""Seconds."""
 
 
 def make_config(selector: str) -> ModelConfig:
@@ -111,16 +113,24 @@ def peak_kib() -> int:
 
 
 def measure(run: Callable[[], None], seconds: float) -> dict[str, float]:
-    """Median seconds over repeats that take about so long, and the growth of the peak resident size."""
-    run()
+    """Median seconds over repeats that take about so long, and the growth of the peak resident size.
+
+    A first run is a warm-up, unless it takes so long that warmth makes no difference.
+    """
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_kib()
-    times: list[float] = []
-    while not times or sum(times) < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
+    times = [_seconds(run)]
+    if times[0] < LONG_ENOUGH:
+        times = [_seconds(run)]
+        while sum(times) < seconds:
+            times.append(_seconds(run))
     return {"seconds": statistics.median(times), "peak_mib": round((peak_kib() - before) / 1024, 1)}
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def series() -> dict[str, tuple[str, ...]]:
@@ -206,8 +216,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="repeat each for about so long (default: 1)"
     )
+    parser.add_argument("--shortest", type=int, default=0, help="leave out shorter contexts")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="leave out longer contexts")
     parser.add_argument("--only", choices=("decode", "prefill"), help="measure one part")
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="add what earlier runs with --json wrote",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves (.svg or .png)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on standard output")
     parser.add_argument(
@@ -224,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.only and not name.startswith(args.only):
             continue
         rows = report["series"].setdefault(name, [])
-        for length in [n for n in LENGTHS if n <= args.longest]:
+        for length in [n for n in LENGTHS if args.shortest <= n <= args.longest]:
             command = [sys.executable, __file__, "--one", name, str(length), "--seconds", str(args.seconds)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -232,6 +251,12 @@ def main(argv: list[str] | None = None) -> int:
                 return 1
             rows.append({"length": length, **json.loads(done.stdout.splitlines()[-1])})
             print(f"{name}, {length}: {rows[-1]}", file=sys.stderr, flush=True)
+    for earlier in args.merge:
+        found = json.loads(earlier.read_text().splitlines()[-1])["series"]
+        for name, rows in found.items():
+            report["series"][name] = sorted(
+                [*rows, *report["series"].get(name, [])], key=lambda row: row["length"]
+            )
     if args.plot:
         plot(report, args.plot)
     print(json.dumps(report, indent=None if args.json else 2))

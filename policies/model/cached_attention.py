@@ -115,7 +115,7 @@ class SeenPlaces:
         """The places [n, K] that the selector chooses, and which of them only fill the row."""
         assert self.how.selector is not None
         scores = self.how.selector(view, self.how)
-        scores.masked_fill_(view.later(), NEVER)
+        view.hide_later(scores)
         places_NK = select_topk_indices(scores, self.how.top_k)
         # Only a token with few earlier ones, or few candidates, keeps fewer than k.
         short = view.fewest < self.how.top_k or self.config.token_selector == "lsh"
@@ -173,6 +173,13 @@ class _View:
     def later(self) -> Tensor:
         """[n, S] bool: places after the token."""
         return self.key_pos > self.query_pos
+
+    def hide_later(self, scores_NS: Tensor) -> None:
+        if self.seen.tokens.slot is None:
+            scores_NS.masked_fill_(self.later(), NEVER)
+        else:  # only among the tokens' own places are any later
+            own = self.key_pos[self.fewest :]
+            scores_NS[:, self.fewest :].masked_fill_(own > self.query_pos, NEVER)
 
     def index_scores(self, among: Tensor | None = None) -> Tensor:
         """Products are computed for the pairs in `among` only; the others score -inf."""
