@@ -244,6 +244,22 @@ class Engine:
             for session in self._sessions.values():
                 session.num_read = 0
 
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probabilities, nats at temperature 1, of each token after the first given those before it.
+
+        At most `max_length` tokens; sessions are not touched.
+        """
+        ids = torch.tensor(list(token_ids)[: self.max_length])
+        self._check_tokens(ids.tolist())
+        cache = allocate_cache(self.model.config, 1, len(ids))
+        places = torch.arange(len(ids))
+        tokens = NewTokens(
+            ids=ids, slots=torch.zeros_like(ids), positions=places, num_cached=len(ids), fewest=1
+        )
+        with torch.inference_mode():
+            logits, _ = self._fused.forward(tokens, cache, places[:-1])
+        return logits.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1).tolist()
+
     def _get(self, session: int) -> _Session:
         try:
             return self._sessions[session]

@@ -22,7 +22,7 @@ from envs.outcome import Cause
 from policies.engine import Engine, Sampling
 from policies.model.checkpoint import load_model
 from policies.tokenizer import TextCodec, load_tokenizer
-from policies.weights import PublishedWeights, verified_state
+from policies.weights import PublishedWeights, load_published
 from rl.latency import Latency
 from rl.rollout import Player
 from rl.trajectory import PlayableTask, PlayRequest, Trajectory
@@ -73,6 +73,7 @@ class RolloutWorker:
             record_selected=config.record_selected,
             recompute=config.recompute,
         )
+        self._engine = engine
         self._player = Player(
             engine=engine,
             codec=codec,
@@ -83,8 +84,8 @@ class RolloutWorker:
         )
 
     def load(self, published: PublishedWeights) -> int:
-        """Takes weights after checking every tensor; returns the version now served."""
-        self._player.engine.load_weights(verified_state(published), version=published.version)
+        """Takes weights and proves that they are served; returns the version now served."""
+        load_published(self._engine, published)
         return published.version
 
     def advance(
@@ -103,7 +104,7 @@ class RolloutWorker:
         until = time.monotonic() + seconds
         while self._player.num_open and time.monotonic() < until:
             ended += self._player.step()
-        return Progress(version=self._player.engine.version, ended=ended)
+        return Progress(version=self._engine.version, ended=ended)
 
     def play(self, requests: Sequence[PlayRequest], sampling: Sampling) -> list[Trajectory]:
         return list(self.play_each(requests, sampling))
