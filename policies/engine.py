@@ -245,12 +245,8 @@ class Engine:
                 session.num_read = 0
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Log-probabilities, nats at temperature 1, of each token after the first given those before it.
-
-        At most `max_length` tokens; sessions are not touched.
-        """
+        """Log-probabilities, nats, of at most `max_length` tokens but the first; sessions are not touched."""
         ids = torch.tensor(list(token_ids)[: self.max_length])
-        self._check_tokens(ids.tolist())
         cache = allocate_cache(self.model.config, 1, len(ids))
         places = torch.arange(len(ids))
         tokens = NewTokens(

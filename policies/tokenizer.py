@@ -170,6 +170,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(directory)
 
 
+def load_codec(directory: Path) -> "TextCodec":
+    """The codec of a policy directory, ours or another's. Raises ValueError as `load_tokenizer`."""
+    tokenizer = load_tokenizer(directory)
+    ours = tokenizer.backend_tokenizer.token_to_id(chat_format.USER) is not None
+    return TextCodec(tokenizer) if ours else ForeignCodec(tokenizer)
+
+
 class TextCodec:
     """Text to token ids and back for one tokenizer; `stop_ids` are the tokens whose text ends a turn."""
 
@@ -202,3 +209,30 @@ class TextCodec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self.tokenizer.backend_tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+
+class ForeignCodec(TextCodec):
+    """Our text in the tokens of a model that knows none of our control tokens: they are text to it, all but
+    the end of a turn, which is its own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__(tokenizer)
+        end = tokenizer.eos_token_id
+        if not isinstance(end, int):
+            raise ValueError("the tokenizer names no eos_token; a turn of this model would never end")
+        self._end = end
+        self.stop_ids = self.stop_ids | {end}
+
+    def encode(self, text: str) -> list[int]:
+        first, *rest = text.split(chat_format.EOS)
+        ids = super().encode(first)
+        for part in rest:
+            ids += [self._end, *super().encode(part)]
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """An end of turn as our text has it."""
+        if not token_ids or token_ids[-1] != self._end:
+            return super().decode(token_ids)
+        return super().decode(token_ids[:-1]) + chat_format.EOS

@@ -86,8 +86,10 @@ class RlSection(Section):
 
 
 class RolloutSection(Section):
+    engine: Literal["in_process", "vllm"] = "in_process"
+    """Who serves the policy: the trainer's own module in each worker, or vLLM, each replica a Ray actor."""
     workers: int = Field(default=2, ge=0)
-    """Ray actors that play; 0: the learner's own process plays, without Ray."""
+    """Ray actors that play, or vLLM replicas; 0: the learner's own process plays, without Ray."""
     max_staleness: int = Field(default=0, ge=0)
     """Learner steps that a token's weights may lie behind those that train on it; 0: rollouts and learner
     take turns (synchronous).
@@ -127,6 +129,8 @@ class RolloutSection(Section):
             raise ValueError("max_staleness above 0 needs workers, of which there are 0")
         if self.tool_latency.median_s and not self.boxes:
             raise ValueError("tool_latency needs boxes, the threads that tools run on")
+        if self.engine == "vllm" and (self.max_staleness or self.boxes or not self.workers):
+            raise ValueError("engine: vllm needs workers of at least 1, max_staleness 0 and boxes 0")
         return self
 
     @property

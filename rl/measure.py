@@ -18,7 +18,7 @@ from rl.advantage import has_signal, rewards_of
 from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
 from rl.ledger import Ledger
-from rl.rollout_worker import InProcess, Workers
+from rl.replica_workers import AnyWorkers
 from rl.run import Data, Run, sampling
 from rl.trajectory import Trajectory, episode_row, transcript_line, transcript_row
 
@@ -85,7 +85,7 @@ def record_step(
 
 
 def evaluate(
-    run: Run, workers: Workers | InProcess, model: WorldsmithForCausalLM, *, when: str, step: int
+    run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, *, when: str, step: int
 ) -> dict[str, Any]:
     """Held-out pass rates by sampling; a finished evaluation is read back, not played again."""
     if (known := known_evaluation(run.out, when)) is not None:

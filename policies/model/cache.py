@@ -4,7 +4,9 @@ Both are O(length): the latent serves every head, and the selector bounds what i
 Rotary pairs are stored side by side (x0, x1), in the indexer's keys too: one complex product turns them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +24,31 @@ class HashedKeys:
     planes: Tensor
     """[I, tables * bits], rows in the order of the cached keys' columns."""
     num_bits: int
+
+
+class KeyCache(Protocol):
+    """What decoding needs of a cache, wherever its rows lie."""
+
+    @property
+    def latents(self) -> Tensor | Sequence[Tensor]:
+        """A layer's rows: the last dimension is C + R."""
+        ...
+
+    @property
+    def index_keys(self) -> Tensor | Sequence[Tensor]:
+        """A layer's rows: the last dimension is I."""
+        ...
+
+    @property
+    def hashed(self) -> HashedKeys | None: ...
+
+    @property
+    def num_slots(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from policies.model.cache import LatentCache
+from policies.model.cache import KeyCache
 from policies.model.config import ModelConfig
 from policies.model.hashing import bucket_codes, bucket_votes
 from policies.model.indexer import sum_heads
@@ -31,6 +31,15 @@ class NewTokens:
     slot: int | None = None
     """When given, all of them are this one's, in order of position: a long prompt. Its cached rows are then
     read where they lie, for many tokens at once."""
+    rows: Tensor | None = None
+    """[slots, num_cached] int64: the cache row of each place, where a cache has blocks that lie anywhere;
+    None: slot after slot, place after place."""
+
+    def cache_rows(self, max_length: int) -> Tensor:
+        """[N] the cache rows that these tokens are written to."""
+        if self.rows is None:
+            return self.slots * max_length + self.positions
+        return self.rows[self.slots, self.positions]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +58,15 @@ class SeenPlaces:
     """The cached places that the new tokens may look at in one layer."""
 
     def __init__(
-        self, config: ModelConfig, how: Selection, cache: LatentCache, layer: int, tokens: NewTokens
+        self, config: ModelConfig, how: Selection, cache: KeyCache, layer: int, tokens: NewTokens
     ) -> None:
         self.config, self.how, self.cache, self.layer, self.tokens = config, how, cache, layer, tokens
         self.latents = cache.latents[layer]
         # Every slot in order, one token each: the cache itself is the batch, without a copy.
-        self.aligned = len(tokens.slots) == cache.num_slots and bool(
-            (tokens.slots == torch.arange(cache.num_slots)).all()
+        self.aligned = (
+            tokens.rows is None
+            and len(tokens.slots) == cache.num_slots
+            and bool((tokens.slots == torch.arange(cache.num_slots)).all())
         )
         self.selecting = self.how.selector is not None and tokens.num_cached > self.how.top_k
         self.forced = None if tokens.selected is None else tokens.selected[:, layer]
@@ -99,8 +110,8 @@ class SeenPlaces:
             filler = view.later() if self.tokens.fewest < self.tokens.num_cached else None
         else:
             places_NK, filler = chosen
-            flat = (places_NK + self.tokens.slots[view.part, None] * self.latents.shape[1]).flatten()
-            rows = self.latents.view(-1, self.latents.shape[-1]).index_select(0, flat)
+            flat = self._rows_of(places_NK, view.part).flatten()
+            rows = self.latents.reshape(-1, self.latents.shape[-1]).index_select(0, flat)
             rows_NKX = rows.view(*places_NK.shape, -1)
         if record is not None:
             places_NK = view.key_pos.expand(len(view.queries.main), -1) if chosen is None else chosen[0]
@@ -136,8 +147,17 @@ class SeenPlaces:
         places_NK = torch.where((forced_NK < 0).all(-1, keepdim=True), own_NK, forced_NK)
         return places_NK.clamp(min=0), places_NK < 0
 
+    def _rows_of(self, places_NK: Tensor, part: slice) -> Tensor:
+        """The cache rows of some tokens' places."""
+        slots, rows = self.tokens.slots[part], self.tokens.rows
+        if rows is None:
+            return places_NK + slots[:, None] * self.latents.shape[1]
+        return rows[slots].gather(1, places_NK)
+
     def places(self, stored: Tensor, view: "_View") -> Tensor:
         """[n, S, X] of the tokens' own slots; [1, S, X] where they all have one."""
+        if self.tokens.rows is not None:
+            return stored[self.tokens.rows[self.tokens.slots[view.part], : view.num_places]]
         window = stored[:, : view.num_places]
         if self.tokens.slot is not None:
             return window[self.tokens.slot, None]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from policies.model.attention import Attention
-from policies.model.cache import LatentCache, pair_order
+from policies.model.cache import KeyCache, pair_order
 from policies.model.cached_attention import NewTokens, Queries, SeenPlaces
 from policies.model.config import ModelConfig, rope_theta, selection, yarn
 from policies.model.decoder import WorldsmithForCausalLM
@@ -79,7 +79,7 @@ class FusedDecoder:
     def forward(
         self,
         tokens: NewTokens,
-        cache: LatentCache,
+        cache: KeyCache,
         last_rows: Tensor,
         record: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -87,6 +87,17 @@ class FusedDecoder:
 
         Each layer appends the places that it attended to, [N, K] int32 with -1 for none, to `record`.
         """
+        hidden_ND, routes_NLK = self.read(tokens, cache, record)
+        return self.logits(hidden_ND[last_rows]), routes_NLK
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """[N, V] of what `read` gave."""
+        return functional.linear(_unit(hidden_ND, self.config.rms_norm_eps), self.head)
+
+    def read(
+        self, tokens: NewTokens, cache: KeyCache, record: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's output [N, D] and the experts [N, L, K], as `forward`."""
         config = self.config
         hidden_ND = functional.embedding(tokens.ids, self.embed)
         turns = _turns(tokens.positions, config)
@@ -107,12 +118,11 @@ class FusedDecoder:
                 out_ND, experts_NK = _experts(layer.moe, normed_ND, forced_NK)
                 hidden_ND = hidden_ND + out_ND
                 used.append(experts_NK)
-        logits = functional.linear(_unit(hidden_ND[last_rows], config.rms_norm_eps), self.head)
         routes = torch.stack(used, 1) if used else hidden_ND.new_zeros(len(hidden_ND), 0, 1, dtype=torch.long)
-        return logits, routes
+        return hidden_ND, routes
 
     def _queries(
-        self, index: int, x_ND: Tensor, turns: Tensor, tokens: NewTokens, cache: LatentCache
+        self, index: int, x_ND: Tensor, turns: Tensor, tokens: NewTokens, cache: KeyCache
     ) -> Queries:
         """Writes the tokens' cache rows; what they look for in the cache."""
         config, layer = self.config, self.layers[index]
@@ -125,7 +135,7 @@ class FusedDecoder:
         index_k = functional.layer_norm(index_k, (index_dim,), *layer.index_norm, 1e-6)
         index_k = _turn(index_k, turns, 0, rope)
         k_row = _turn(torch.cat((latent, k_rope), -1), turns, rank, rope)
-        cache.write(index, tokens.slots * cache.max_length + tokens.positions, k_row, index_k)
+        cache.write(index, tokens.cache_rows(cache.max_length), k_row, index_k)
         q_all = functional.linear(_unit(q_latent, 1e-6), layer.queries)
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)

@@ -1,6 +1,8 @@
 """A whole run in miniature, on Ray: every stage, its files, and going on after a stop."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +140,45 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(ValueError, match="seed = 0"):
         train(other, data, out)
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_steps_with_vllm_replicas_of_which_one_is_killed_at_work(
+    data: Data, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    rollout = config.rollout.model_copy(update={"engine": "vllm", "workers": 2, "slots": 4})
+    config = config.model_copy(update={"rollout": rollout})
+    start, versions, killed = rl.train.start_rollouts, [], []
+
+    def start_and_kill(*args: Any) -> Any:
+        workers = start(*args)
+        pool = workers.pool
+        step, close = pool.step, workers.close
+
+        def step_and_kill() -> Any:
+            turns = step()
+            if pool.version == 1 and not killed and len(pool._replicas[0].sessions) > 1:
+                killed.append(pool.processes()[0])
+                os.kill(killed[0], signal.SIGKILL)
+            return turns
+
+        def close_and_tell() -> None:
+            versions.extend(pool.versions())
+            close()
+
+        monkeypatch.setattr(pool, "step", step_and_kill)
+        monkeypatch.setattr(workers, "close", close_and_tell)
+        return workers
+
+    monkeypatch.setattr(rl.train, "start_rollouts", start_and_kill)
+    summary = train(config, data, out)
+    assert killed
+    assert versions == [3, 3]  # the one killed in step 1 is back, and both serve what was trained last
+    check_ledgers(out)
+    steps = [record for record in read_metrics(out) if record["kind"] == "rl"]
+    assert [record["step"] for record in steps] == [0, 1, 2]
+    assert all("replica_failed" not in record["causes"] for record in steps)
+    assert all(record["ratio_mean"] == pytest.approx(1.0, abs=1e-3) for record in steps)
+    assert summary["episodes"] == 6
