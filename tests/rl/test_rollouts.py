@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from envs.outcome import Cause
-from policies.weights import PublishedWeights
+from policies.weights import Canary, PublishedWeights
 from rl.config import TrainConfig
 from rl.ledger import Ledger
 from rl.observer import Silent
@@ -79,7 +79,7 @@ class ScriptedActors:
 
 
 def weights(version: int) -> PublishedWeights:
-    return PublishedWeights(version=version, tensors={}, checksums={})
+    return PublishedWeights(version=version, tensors={}, checksums={}, canary=Canary(token_ids=(), logps=()))
 
 
 @pytest.fixture(scope="module")

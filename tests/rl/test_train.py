@@ -150,7 +150,7 @@ def test_steps_with_vllm_replicas_of_which_one_is_killed_at_work(
     out = tmp_path / "run"
     rollout = config.rollout.model_copy(update={"engine": "vllm", "workers": 2, "slots": 4})
     config = config.model_copy(update={"rollout": rollout})
-    start, versions, killed = rl.train.start_rollouts, [], []
+    start, versions, killed = rl.train.start_players, [], []
 
     def start_and_kill(*args: Any) -> Any:
         workers = start(*args)
@@ -172,7 +172,7 @@ def test_steps_with_vllm_replicas_of_which_one_is_killed_at_work(
         monkeypatch.setattr(workers, "close", close_and_tell)
         return workers
 
-    monkeypatch.setattr(rl.train, "start_rollouts", start_and_kill)
+    monkeypatch.setattr(rl.train, "start_players", start_and_kill)
     summary = train(config, data, out)
     assert killed
     assert versions == [3, 3]  # the one killed in step 1 is back, and both serve what was trained last
