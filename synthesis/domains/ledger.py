@@ -32,7 +32,7 @@ from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 from synthesis.surface import FROM_THE_START, offers, read_pages
 
-VERSION = 1
+VERSION = 2
 MAX_DRAWS = 200
 """Worlds drawn from one seed before it is given up."""
 MAX_CHECKED = 6
@@ -72,7 +72,7 @@ class LedgerDomain:
             raise ValueError(f"domain ledger has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
         tools, tip = rng.choice(self.toolsets), rng.choice(TIPS)
-        num_faults = rng.choice((0, 2, 3, 4)) if level == 3 else 2
+        num_faults = rng.choice((0, 0, 0, 2, 3, 4)) if level == 3 else 2
         make = {1: _largest, 2: _inconsistency, 3: _reconciliation, 4: bills_case}[level]
         for _ in range(MAX_DRAWS):
             books = draw_books(rng, tip=tip, num_faults=num_faults)

@@ -1,9 +1,9 @@
 """Room booking: the cheapest free room that has what is needed, and a whole event on one day.
 
 Levels: 1 one free room fits; 2 several do, and the cheapest is wanted; 3 the request leaves out the hour or
-the number of people, so the user must be asked; 4 no free room fits: a tentative booking yields, or the
-answer is no; 5 an event of three sessions, one after the other, each with needs of its own, at the lowest
-total price. 1 to 3 may be shown to a cold start.
+the number of people, so the user must be asked; of these one in three finds no room, and the answer is no;
+4 no free room fits: a tentative booking yields, or the answer is no; 5 an event of three sessions, one after
+the other, each with needs of its own, at the lowest total price. 1 to 3 may be shown to a cold start.
 """
 
 import random
@@ -30,7 +30,7 @@ from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.scripted_user import ask_call, asked_before, named_in_reply, user_table
 from synthesis.solver import Allow, Problem
 
-VERSION = 1
+VERSION = 2
 MAX_DRAWS = 200
 """Worlds drawn from one seed before it is given up."""
 WRITES = ("book_slot", "release_slot")
@@ -74,7 +74,8 @@ class RoomsDomain:
         tools = rng.choice(self.toolsets)
         if level == 5:
             return draft_event(self.name, level, seed, rng, tools)
-        ending = rng.choice(("tentative", "tentative", "refused")) if level == 4 else "free"
+        usual = "tentative" if level == 4 else "free"
+        ending = rng.choice((usual, usual, "refused"))
         for _ in range(MAX_DRAWS):
             house = draw_house(rng, days=rng.sample(DAYS, 2), hours=sorted(rng.sample(HOURS, 2)))
             wish = _draw_wish(rng, house)
