@@ -88,6 +88,10 @@ class Grader:
         self._task = task
         self._initial = initial
         self._strays: list[str] = []
+        self._rows: dict[str, list[tuple[Any, ...]]] = {}
+        """The first tables' rows, as far as they were compared."""
+        self._loaded: bytes | None = None
+        """The last snapshot that main holds: no clause can write, so it stays what it is."""
         self._db = sqlite3.connect(":memory:", isolation_level=None)
         self._db.execute("ATTACH ':memory:' AS initial")
         try:
@@ -110,16 +114,21 @@ class Grader:
         assert episode.initial == self._initial, "a grader serves plays of one world"
         entries = [(e.step, e.tool, e.arguments, e.result, int(e.error)) for e in episode.journal]
         with self._own_statements():
-            try:
-                load_image(self._db, episode.final, schema="main")
-            except ValueError as error:  # `judge` has found a damaged one before
-                raise GraderError(f"task {self._task.task_id}: last snapshot: {error}") from error
-            self._strays = (
-                _stray_changes(self._db, self._task.frame) if episode.final != self._initial else []
-            )
+            if episode.final != self._loaded:
+                self._load(episode.final)
             self._db.execute(f"DELETE FROM temp.journal {_OWN}")
             self._db.executemany(f"INSERT INTO temp.journal VALUES (?, ?, ?, ?, ?) {_OWN}", entries)
         return [self._grade(answer) for answer in answers]
+
+    def _load(self, final: bytes) -> None:
+        self._loaded = None
+        try:
+            load_image(self._db, final, schema="main")
+        except ValueError as error:  # `judge` has found a damaged one before
+            raise GraderError(f"task {self._task.task_id}: last snapshot: {error}") from error
+        is_new = final != self._initial
+        self._strays = _stray_changes(self._db, self._task.frame, self._rows) if is_new else []
+        self._loaded = final
 
     def _grade(self, answer: str) -> Verdict:
         rows = parse_answer(self._task.answer, answer)
@@ -296,8 +305,12 @@ def _is_violated(db: sqlite3.Connection, name: str, sql: str) -> bool:
         raise GraderError(f"clause {name}: {error}") from error
 
 
-def _stray_changes(db: sqlite3.Connection, frame: Sequence[FrameRule]) -> list[str]:
-    """Every change from initial to final that the frame does not name."""
+def _stray_changes(
+    db: sqlite3.Connection, frame: Sequence[FrameRule], known: dict[str, list[tuple[Any, ...]]]
+) -> list[str]:
+    """Every change from initial to final that the frame does not name. known: initial rows by table, kept
+    for the next play.
+    """
     strays: list[str] = []
     objects = "SELECT type, name, coalesce(sql, '') FROM {}.sqlite_master ORDER BY type, name"
     now, before = (db.execute(objects.format(schema)).fetchall() for schema in ("main", "initial"))
@@ -309,7 +322,10 @@ def _stray_changes(db: sqlite3.Connection, frame: Sequence[FrameRule]) -> list[s
         if table not in final_tables:
             strays.append(f"table {table} is gone")
             continue
-        strays += _stray_rows(db, table, allowed)
+        if table not in known:
+            known[table] = db.execute(f'SELECT * FROM initial."{table}"').fetchall()
+        if db.execute(f'SELECT * FROM main."{table}"').fetchall() != known[table]:
+            strays += _stray_rows(db, table, allowed)
     return strays
 
 

@@ -59,6 +59,22 @@ def test_a_change_outside_the_frame_scores_zero_by_the_frame_alone(task: Task, i
     assert (verdict.score, verdict.goal, verdict.frame, verdict.policy) == (0.0, True, False, True)
 
 
+def test_a_grader_says_of_each_play_what_a_fresh_one_says(task: Task, image: bytes) -> None:
+    """It keeps the first rows, and the last snapshot that it loaded, from one play to the next."""
+    pear = Call(tool="sell", arguments={"item": "pear", "count": 1})
+    plays = [play(task, image, calls) for calls in ([LOOK, SELL], [LOOK, SELL, pear], [LOOK], [LOOK, pear])]
+    plays.append(replace(plays[0], journal=plays[2].journal))  # the same snapshot after another journal
+    grader = Grader(task, image)
+    for order in (0, 1, 0, 2, 3, 4, 1, 1, 2, 0, 4, 0, 3, 2, 2):
+        episode = plays[order]
+        fresh = Grader(task, image)
+        assert grader.grade_play(episode, ["done", "refused"]) == fresh.grade_play(
+            episode, ["done", "refused"]
+        )
+        fresh.close()
+    grader.close()
+
+
 def test_a_broken_policy_scores_zero_by_the_policy_alone(task: Task, image: bytes) -> None:
     verdict = judge(task, play(task, image, [SELL, LOOK]))
     assert (verdict.score, verdict.goal, verdict.frame, verdict.policy) == (0.0, True, True, False)

@@ -272,7 +272,7 @@ def test_a_verifier_without_a_part_is_noticed(
     """Trip has no writing tool: there the replay alone guards the rows, and the frame is a second lock."""
     replayed = envs.verifier._Replay
     if mutation == "frame":
-        monkeypatch.setattr(envs.verifier, "_stray_changes", lambda db, frame: [])
+        monkeypatch.setattr(envs.verifier, "_stray_changes", lambda db, frame, known: [])
     elif mutation == "replay":
         monkeypatch.setattr(replayed, "_play", lambda self, journal: None)
         monkeypatch.setattr(replayed, "state_fault", any_readable)
@@ -283,7 +283,7 @@ def test_a_verifier_without_a_part_is_noticed(
         )
     else:
         monkeypatch.setattr(replayed, "state_fault", any_readable)
-        monkeypatch.setattr(envs.verifier, "_stray_changes", lambda db, frame: [])
+        monkeypatch.setattr(envs.verifier, "_stray_changes", lambda db, frame, known: [])
     for domain in domains:
         made = retail(candidate, allowed=True) if domain == "retail" else candidate(domain, 2)
         assert refusing_gates(made), f"{domain}: no gate misses the {mutation}"
