@@ -44,6 +44,7 @@ COMMANDS = {
     "doctor": Command("worldsmith.doctor", "what this machine can do, and what to install"),
     "synth": Command("worldsmith.synth_command", "write a corpus of certified tasks", resumable=True),
     "certify": Command("worldsmith.certify_command", "re-check the certificates of a corpus"),
+    "audit": Command("worldsmith.audit_command", "the gates on anybody's tasks"),
     "eval": Command("worldsmith.eval_command", "play tasks with a policy and grade them"),
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),

@@ -31,6 +31,38 @@ BASE_ENVIRONMENT: Mapping[str, str] = MappingProxyType(
 """All that a command finds in its environment; the host's own environment never enters a box."""
 
 
+SYSTEM_FOLDERS = (
+    "bin",
+    "dev",
+    "etc",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "proc",
+    "sbin",
+    "sys",
+    "tmp",
+    "usr",
+    "work",
+)
+
+
+def check_folders(folders: Sequence[str]) -> tuple[str, ...]:
+    """The folders, each `/NAME` and none of the system's or the box's own. Raises ValueError."""
+    for folder in folders:
+        name = folder.removeprefix("/")
+        if (
+            f"/{name}" != folder
+            or not name.replace("-", "").replace("_", "").isalnum()
+            or name in SYSTEM_FOLDERS
+        ):
+            raise ValueError(
+                f"folders: {folder[:80]!r} cannot be a writable folder of a box; give one such as /app"
+            )
+    return tuple(dict.fromkeys(folders))
+
+
 class SandboxError(Exception):
     """The machinery failed, not the code in the box: retry in a new box, never count it as a score."""
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import docker
@@ -24,6 +25,7 @@ from envs.sandbox.contract import (
     Limits,
     SandboxStartError,
     SandboxUnavailableError,
+    check_folders,
 )
 from envs.sandbox.docker_stream import DirectStream, Door, ExecStream, reap_doors
 from envs.sandbox.executor_client import bootstrap_argv
@@ -43,6 +45,7 @@ def docker_box(
     image: str = BASE_IMAGE,
     runtime: str | None = None,
     lease_s: int = DEFAULT_LEASE_S,
+    folders: Sequence[str] = (),
 ) -> ExecutorSandbox:
     """A box that is not started yet.
 
@@ -50,9 +53,10 @@ def docker_box(
         image: Any image with a python3; nothing is added to it.
         runtime: An OCI runtime that the engine knows, such as runsc or kata; default: the engine's.
         lease_s: The box ends itself after so long, whatever became of us.
+        folders: More writable folders, empty at the start, such as /app; they hide what the image has there.
     """
     limits = limits or Limits()
-    return ExecutorSandbox(DockerCarrier(limits, image, runtime, lease_s), limits)
+    return ExecutorSandbox(DockerCarrier(limits, image, runtime, lease_s, check_folders(folders)), limits)
 
 
 def why_unavailable(image: str = BASE_IMAGE) -> str | None:
@@ -106,7 +110,7 @@ def reap() -> list[str]:
     return removed
 
 
-def container_options(limits: Limits, lease_s: int) -> dict[str, Any]:
+def container_options(limits: Limits, lease_s: int, folders: Sequence[str] = ()) -> dict[str, Any]:
     """Every wall of a box, as the Engine API takes them. Seccomp stays the engine's default."""
     sized = f"size={limits.tmp_mb}m,nr_inodes={limits.inodes},nosuid,nodev,exec"
     return {
@@ -125,7 +129,7 @@ def container_options(limits: Limits, lease_s: int) -> dict[str, Any]:
         "read_only": True,
         "tmpfs": {
             "/tmp": f"{sized},mode=1777",
-            WORK_DIR: f"{sized},mode=755,uid={COMMAND_USER},gid={COMMAND_USER}",
+            **dict.fromkeys((WORK_DIR, *folders), f"{sized},mode=755,uid={COMMAND_USER},gid={COMMAND_USER}"),
         },
         "shm_size": min(limits.tmp_mb, 64) << 20,
         "ulimits": [
@@ -151,7 +155,10 @@ class DockerCarrier:
     tier = "docker"
     work_dir = WORK_DIR
 
-    def __init__(self, limits: Limits, image: str, runtime: str | None, lease_s: int) -> None:
+    def __init__(
+        self, limits: Limits, image: str, runtime: str | None, lease_s: int, folders: tuple[str, ...] = ()
+    ) -> None:
+        self._folders = folders
         self._limits = limits
         self._image = image
         self._runtime = runtime
@@ -193,7 +200,7 @@ class DockerCarrier:
 
     def _create(self, client: docker.DockerClient) -> Container:
         """A container with a door to this process, where it can be had; other runtimes' seldom lead here."""
-        options = container_options(self._limits, self._lease_s)
+        options = container_options(self._limits, self._lease_s, self._folders)
         if self._runtime is not None:
             options["runtime"] = self._runtime
         elif client.api.base_url.startswith("http+docker://"):

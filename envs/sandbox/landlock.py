@@ -27,8 +27,11 @@ def abi() -> int:
     return max(_LIBC.syscall(ctypes.c_long(SYS_CREATE_RULESET), None, ctypes.c_size_t(0), GET_VERSION), 0)
 
 
-def restrict(abi: int) -> None:
-    """Bind this process and all that it starts, for good. Needs no-new-privileges; OSError where refused."""
+def restrict(abi: int, folders: tuple[str, ...] = ()) -> None:
+    """Bind this process and all that it starts, for good. Needs no-new-privileges; OSError where refused.
+
+    folders: temporary ones beside `TEMPORARY_FOLDERS`.
+    """
     known = (1 << NUM_RIGHTS_BY_ABI[min(abi, 5)]) - 1
     scoped = SCOPE_ABSTRACT_SOCKETS_AND_SIGNALS if abi >= 6 else 0
     attributes = struct.pack("QQQ", known, 0, scoped)[: 24 if abi >= 6 else 8]
@@ -36,7 +39,7 @@ def restrict(abi: int) -> None:
     read = EXECUTE | READ_FILE | READ_DIR
     rules = {"/": read, "/proc": read | WRITE_FILE | TRUNCATE}
     rules["/dev"] = read | WRITE_FILE | TRUNCATE | IOCTL_DEV
-    rules |= dict.fromkeys(TEMPORARY_FOLDERS, known & ~(MAKE_CHAR | MAKE_BLOCK))
+    rules |= dict.fromkeys((*TEMPORARY_FOLDERS, *folders), known & ~(MAKE_CHAR | MAKE_BLOCK))
     for path, rights in rules.items():
         folder = os.open(path, os.O_PATH | os.O_CLOEXEC)
         _call(SYS_ADD_RULE, ruleset, RULE_PATH_BENEATH, struct.pack("=Qi", rights & known, folder), 0)

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from envs.sandbox.contract import (
     Limits,
     SandboxError,
     SandboxUnavailableError,
+    check_folders,
 )
 from envs.sandbox.executor_client import PipeTransport, bootstrap_argv
 from envs.sandbox.executor_sandbox import ExecutorSandbox
@@ -59,16 +61,22 @@ def describe() -> str:
 
 
 def namespaces_box(
-    limits: Limits | None = None, *, launcher: str | None = None, walls: Walls | None = None
+    limits: Limits | None = None,
+    *,
+    launcher: str | None = None,
+    walls: Walls | None = None,
+    folders: Sequence[str] = (),
 ) -> ExecutorSandbox:
     """A box that is not started yet.
 
     Args:
+        folders: More writable folders, empty at the start, such as /app; none of the system's.
         launcher: `bubblewrap` or `unshare` (our own); default: bubblewrap where it is installed.
         walls: Default: all that this kernel has; fewer only to test what each is good for.
     """
     limits = limits or Limits()
-    carrier = NamespacesCarrier(limits, launcher or default_launcher(), walls or walls_of_this_kernel())
+    walls = walls or walls_of_this_kernel()
+    carrier = NamespacesCarrier(limits, launcher or default_launcher(), walls, check_folders(folders))
     return ExecutorSandbox(carrier, limits)
 
 
@@ -107,13 +115,14 @@ class NamespacesCarrier:
     tier = "namespaces"
     work_dir = WORK_DIR
 
-    def __init__(self, limits: Limits, launcher: str, walls: Walls) -> None:
+    def __init__(self, limits: Limits, launcher: str, walls: Walls, folders: tuple[str, ...] = ()) -> None:
         if launcher not in LAUNCHERS:
             raise ValueError(f"launcher must be one of {', '.join(LAUNCHERS)}, got {launcher!r}")
         self.name = f"ns-{os.getpid()}-{secrets.token_hex(4)}"
         self.launcher = launcher
         self._limits = limits
         self._walls = walls
+        self._folders = folders
         self._launched: fork_server.LaunchedBox | None = None
         self._group: cgroups.BoxCgroup | None = None
         self._errors: IO[bytes] | None = None
@@ -187,8 +196,11 @@ class NamespacesCarrier:
         host = Owner.current()
         return {
             "host": (host.pid, host.start),
-            "argv": _bound_argv(bootstrap_argv(python, "init"), self._walls.landlock_abi) if bwrap else [],
+            "argv": _bound_argv(bootstrap_argv(python, "init"), self._walls.landlock_abi, self._folders)
+            if bwrap
+            else [],
             "landlock_abi": self._walls.landlock_abi,
+            "folders": list(self._folders),
             "seccomp": self._walls.seccomp.hex(),
             "bwrap": bwrap and str(Path(bwrap).resolve()),
             "limits": asdict(self._limits),
@@ -207,10 +219,10 @@ class NamespacesCarrier:
         return python
 
 
-def _bound_argv(argv: list[str], landlock_abi: int) -> list[str]:
+def _bound_argv(argv: list[str], landlock_abi: int, folders: tuple[str, ...]) -> list[str]:
     """An executor's argv, whose code binds itself by Landlock before it reads another byte."""
     if not landlock_abi:
         return argv
     code = argv.index("-c") + 1
-    bind = f"{Path(landlock.__file__).read_text()}\nrestrict({landlock_abi})\n"
+    bind = f"{Path(landlock.__file__).read_text()}\nrestrict({landlock_abi}, {folders!r})\n"
     return [*argv[:code], bind + argv[code], *argv[code + 1 :]]

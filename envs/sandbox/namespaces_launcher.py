@@ -133,7 +133,7 @@ def build_root(spec: dict) -> None:
     # Without user namespaces of its own a box cannot reach the kernel code that only their roots reach.
     Path(root + "/proc/sys/user/max_user_namespaces").write_text("0")
     cover_proc(root + "/proc")
-    for folder, mode, size_mb in temporary_folders(spec["limits"]):
+    for folder, mode, size_mb in temporary_folders(spec):
         Path(root + folder).mkdir()
         options = f"size={size_mb}m,nr_inodes={spec['limits']['inodes']},mode={mode}"
         mount("tmpfs", root + folder, "tmpfs", MS_NOSUID | MS_NODEV, options)
@@ -153,10 +153,11 @@ def cover_proc(proc: str) -> None:
         make_read_only(f"{proc}/{name}", devices=True)
 
 
-def temporary_folders(limits: dict[str, int]) -> list[tuple[str, str, int]]:
+def temporary_folders(spec: dict) -> list[tuple[str, str, int]]:
     """What a box may write: folder, mode, size in MiB."""
-    size = limits["tmp_mb"]
-    return [("/tmp", "1777", size), ("/work", "755", size), ("/dev/shm", "1777", min(size, 64))]
+    size = spec["limits"]["tmp_mb"]
+    own = [("/tmp", "1777", size), ("/work", "755", size), ("/dev/shm", "1777", min(size, 64))]
+    return own + [(folder, "755", size) for folder in spec["folders"]]
 
 
 def bind(source: str, target: str, *, devices: bool = False) -> None:
@@ -201,7 +202,7 @@ def run_box(spec: dict) -> None:
         load_filter(bytes.fromhex(spec["seccomp"]))
     os.closerange(3, MAX_FD)
     if spec["landlock_abi"]:
-        sys.modules["landlock"].restrict(spec["landlock_abi"])
+        sys.modules["landlock"].restrict(spec["landlock_abi"], tuple(spec["folders"]))
     # What a change of user took away, as an exec would bring it back: its own files in /proc. It hides anew.
     call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     sys.argv = ["executor", "init"]
@@ -324,7 +325,7 @@ def bubblewrap_argv(spec: dict) -> list[str]:
             argv += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     if spec["seccomp"]:
         argv += ["--seccomp", memory_file("seccomp", bytes.fromhex(spec["seccomp"]))]
-    for folder, mode, size_mb in temporary_folders(spec["limits"]):
+    for folder, mode, size_mb in temporary_folders(spec):
         argv += ["--perms", f"0{mode}", "--size", str(size_mb << 20), "--tmpfs", folder]
     return [*argv, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/work", "--", *spec["argv"]]
 
