@@ -45,6 +45,7 @@ COMMANDS = {
     "synth": Command("worldsmith.synth_command", "write a corpus of certified tasks", resumable=True),
     "certify": Command("worldsmith.certify_command", "re-check the certificates of a corpus"),
     "audit": Command("worldsmith.audit_command", "the gates on anybody's tasks"),
+    "mcp": Command("worldsmith.mcp_command", "serve a task's tools over MCP"),
     "eval": Command("worldsmith.eval_command", "play tasks with a policy and grade them"),
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),
