@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-_CHECKOUT = str(Path(__file__).resolve().parents[1])
+CHECKOUT = str(Path(__file__).resolve().parents[1])
 
 
 def share_packages() -> None:
     """Puts this checkout or installation on the PYTHONPATH that processes started from now on inherit."""
     known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if _CHECKOUT not in known:
-        os.environ["PYTHONPATH"] = os.pathsep.join([_CHECKOUT, *known])
+    if CHECKOUT not in known:
+        os.environ["PYTHONPATH"] = os.pathsep.join([CHECKOUT, *known])

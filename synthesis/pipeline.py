@@ -5,14 +5,12 @@ the same for any number of workers and after any number of kills. A stored shard
 `.synth/`; a run that finds receipts goes on with the shards that have none. `corpus.json` is written last.
 """
 
-import fcntl
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from typing import Any
 from envs.files import write_whole
 from envs.task import TASK_VERSION, canonical_json, digest, stable_seed
 from synthesis.admission import ADMISSION_VERSIONS, Admission
+from synthesis.candidates import certified_candidates
 from synthesis.card import CARD, card_bytes
-from synthesis.certificate import certify_candidate
 from synthesis.corpus import (
     CORPUS_VERSION,
     MANIFEST,
@@ -38,9 +36,9 @@ from synthesis.corpus import (
 )
 from synthesis.demonstrations import Demonstration, demonstrate_once, demonstration_file
 from synthesis.gates.suite import GATE_VERSIONS, TITLES
-from synthesis.general import DOMAINS, FAMILY, domain_named, make_candidate
+from synthesis.general import DOMAINS, FAMILY, domain_named
 from synthesis.grammar import toolsets_of
-from synthesis.receipts import WORK, store_file, store_shard, stored_shard
+from synthesis.receipts import WORK, locked_directory, store_file, store_shard, stored_shard
 from synthesis.tally import checks, tally
 
 DEFAULT_LEVELS = (1, 2, 3, 4)
@@ -182,10 +180,15 @@ def plan_shards(config: SynthConfig) -> tuple[ShardSpec, ...]:
     return tuple(specs)
 
 
-def make_shard(spec: ShardSpec) -> ShardResult:
-    """The shard's files, a pure function of its spec."""
-    make = _make_tasks if spec.kind == "tasks" else _make_demonstrations
-    contents, rows, candidates, rejections = make(spec)
+def make_shard(spec: ShardSpec, *, sandbox: str | None = None) -> ShardResult:
+    """The shard's files, a pure function of its spec.
+
+    sandbox: the tier of the boxes in which candidates are made and tried; None: in this process.
+    """
+    if spec.kind == "tasks":
+        contents, rows, candidates, rejections = _make_tasks(spec, sandbox)
+    else:
+        contents, rows, candidates, rejections = _make_demonstrations(spec)
     shard = Shard(
         name=spec.name,
         kind=spec.kind,
@@ -203,21 +206,21 @@ _Made = tuple[dict[str, bytes], int, int, Counter[str]]
 NO_TASK = "the world holds no task of this level"
 
 
-def _make_tasks(spec: ShardSpec) -> _Made:
-    domain = domain_named(spec.domain)
+def _make_tasks(spec: ShardSpec, sandbox: str | None) -> _Made:
     accepted: list[CorpusTask] = []
     rejections: Counter[str] = Counter()
     admission = Admission()
     index = 0
+    candidates = certified_candidates(
+        spec.domain, spec.level, lambda index: _seed(spec, index), tier=sandbox, batch=spec.rows
+    )
     while len(accepted) < spec.rows and index < spec.rows * CANDIDATES_PER_ROW:
-        candidate = make_candidate(domain, spec.level, _seed(spec, index))
+        certified = next(candidates)
         index += 1
-        if candidate is None:
+        if certified is None:
             rejections[NO_TASK] += 1
-            continue
-        certified = certify_candidate(candidate)
-        if not isinstance(certified, CorpusTask):
-            rejections[f"{certified.gate} {TITLES[certified.gate]}"] += 1
+        elif isinstance(certified, str):
+            rejections[f"{certified} {TITLES[certified]}"] += 1
         elif (reason := admission.refuse(certified)) is not None:
             rejections[reason] += 1
         else:
@@ -251,14 +254,15 @@ def synthesize(
     *,
     workers: int,
     on_shard: Callable[[Shard], None] = lambda shard: None,
+    sandbox: str | None = None,
 ) -> Manifest:
     """Makes the shards that `directory` still lacks and finishes the corpus. Raises ValueError for another's
     directory.
 
-    workers: 0 makes them in this process, else so many Ray workers do.
+    workers: 0 makes them in this process, else so many Ray workers do. sandbox: as for `make_shard`.
     """
     _refuse_strangers(directory)
-    with _locked_directory(directory):
+    with locked_directory(directory):
         if (directory / MANIFEST).exists():
             manifest = read_manifest(directory)
             refuse_other_config(config, manifest.config, directory)
@@ -266,13 +270,15 @@ def synthesize(
                 on_shard(shard)
         else:
             _claim(config, directory)
-            manifest = _finish(config, directory, _all_shards(config, directory, workers, on_shard))
+            manifest = _finish(
+                config, directory, _all_shards(config, directory, (workers, sandbox), on_shard)
+            )
         shutil.rmtree(directory / WORK)
     return manifest
 
 
 def _all_shards(
-    config: SynthConfig, directory: Path, workers: int, on_shard: Callable[[Shard], None]
+    config: SynthConfig, directory: Path, how: tuple[int, str | None], on_shard: Callable[[Shard], None]
 ) -> list[Shard]:
     specs = plan_shards(config)
     done = {
@@ -282,7 +288,7 @@ def _all_shards(
     }
     for shard in done.values():
         on_shard(shard)
-    for result in _run([spec for spec in _mixed(specs) if _key(spec) not in done], workers):
+    for result in _run([spec for spec in _mixed(specs) if _key(spec) not in done], *how):
         store_shard(directory, result.shard, result.contents)
         done[_key(result.shard)] = result.shard
         on_shard(result.shard)
@@ -303,12 +309,13 @@ def _mixed(specs: Sequence[ShardSpec]) -> list[ShardSpec]:
     return [specs[index] for index in order]
 
 
-def _run(specs: Sequence[ShardSpec], workers: int) -> Iterator[ShardResult]:
+def _run(specs: Sequence[ShardSpec], workers: int, sandbox: str | None) -> Iterator[ShardResult]:
+    make = partial(make_shard, sandbox=sandbox)
     if workers == 0 or not specs:
-        return map(make_shard, specs)
+        return map(make, specs)
     from synthesis.ray_shards import map_on_ray  # Ray takes seconds to import
 
-    return map_on_ray(make_shard, specs, workers)
+    return map_on_ray(make, specs, workers)
 
 
 def _key(part: ShardSpec | Shard) -> tuple[str, str]:
@@ -352,23 +359,6 @@ def refuse_other_config(config: SynthConfig, found: dict[str, Any], directory: P
         raise ValueError(
             f"{directory}: begun otherwise ({'; '.join(differences)}); give the same or another --out"
         )
-
-
-@contextmanager
-def _locked_directory(directory: Path) -> Iterator[None]:
-    """One run at a time in a directory; the lock goes with the process."""
-    (directory / WORK).mkdir(exist_ok=True)
-    file = os.open(directory / WORK / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{directory}: another synth is writing here; wait for it or give another --out"
-            ) from None
-        yield
-    finally:
-        os.close(file)
 
 
 def _finish(config: SynthConfig, directory: Path, shards: Sequence[Shard]) -> Manifest:

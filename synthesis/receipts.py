@@ -3,7 +3,11 @@
 A shard without a receipt, or whose files are no longer those of its receipt, is made again.
 """
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -48,3 +52,20 @@ def stored_shard(directory: Path, kind: str, name: str) -> Shard | None:
 
 def _receipt_name(kind: str, name: str) -> str:
     return f"{WORK}/{kind}-{name}.json"
+
+
+@contextmanager
+def locked_directory(directory: Path) -> Iterator[None]:
+    """One run at a time in a directory; the lock goes with the process."""
+    (directory / WORK).mkdir(exist_ok=True)
+    file = os.open(directory / WORK / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory}: another synth is writing here; wait for it or give another --out"
+            ) from None
+        yield
+    finally:
+        os.close(file)

@@ -61,7 +61,9 @@ def main(argv: list[str]) -> int:
             rejections.update(shard.rejections)
             progress().advance(shard.rows, note=rejection_note(rejections))
 
-        manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard)
+        if args.sandbox is not None:
+            _say_boxes(args.sandbox)
+        manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard, sandbox=args.sandbox)
     return _report(manifest, args)
 
 
@@ -113,6 +115,10 @@ def _parser() -> CommandParser:
         "--slip-rate", type=_numbers, default=(0.0,), metavar="R[,R...]",
         help="how likely a demonstrator slips at each chance; several take turns (default: 0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--sandbox", choices=("auto", "docker", "namespaces"), metavar="TIER",
+        help="make and try candidates in boxes (auto, docker, namespaces); the bytes are the same",
+    )  # fmt: skip
     parser.add_argument("--shard-rows", type=_count, default=25, help="tasks in a shard (default: 25)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and make nothing")
     parser.add_argument("--list-domains", action="store_true", help="list the domains and their levels")
@@ -161,6 +167,13 @@ def _aimed(config: SynthConfig, args: argparse.Namespace) -> SynthConfig:
     print(aim_table(counts, predictions, target), file=sys.stderr)
     cells = tuple((*cell, number) for cell, number in counts.items() if number)
     return replace(config, counts=cells)
+
+
+def _say_boxes(tier: str) -> None:
+    """Says which tier boxes have, before anything is made; SandboxUnavailableError where none works."""
+    from envs.sandbox.choose import choose_sandbox
+
+    choose_sandbox(tier)
 
 
 def _show_plan(config: SynthConfig, args: argparse.Namespace) -> int:

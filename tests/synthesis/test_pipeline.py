@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from synthesis import pipeline
+from synthesis import candidates, pipeline
 from synthesis.corpus import MANIFEST, check_disjoint, read_corpus
 from synthesis.pipeline import (
     CANDIDATES_PER_ROW,
@@ -84,13 +84,13 @@ def test_a_corpus_holds_what_was_asked_for(made_once: Path, small_config: SynthC
 def test_a_task_that_is_refused_is_counted_and_replaced(
     small_config: SynthConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, real = [], pipeline.make_candidate
+    made, real = [], candidates.make_candidate
 
     def none_at_first(domain: object, level: int, seed: int) -> object:
         made.append(seed)
         return None if len(made) <= 3 else real(domain, level, seed)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(pipeline, "make_candidate", none_at_first)
+    monkeypatch.setattr(candidates, "make_candidate", none_at_first)
     shard = make_shard(plan_shards(small_config)[0]).shard
     assert (shard.rows, shard.candidates, shard.rejections) == (2, 5, {pipeline.NO_TASK: 3})
 
@@ -105,7 +105,7 @@ def test_running_again_changes_nothing(corpus: Path, small_config: SynthConfig) 
 def test_the_order_in_which_shards_are_done_does_not_show(
     made_once: Path, small_config: SynthConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shuffled(specs: Sequence[ShardSpec], workers: int) -> Iterator[ShardResult]:
+    def shuffled(specs: Sequence[ShardSpec], workers: int, sandbox: None) -> Iterator[ShardResult]:
         return map(make_shard, random.Random(3).sample(specs, len(specs)))
 
     monkeypatch.setattr(pipeline, "_run", shuffled)
