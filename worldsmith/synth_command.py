@@ -40,6 +40,10 @@ def main(argv: list[str]) -> int:
     if args.count is None or args.seed is None or args.out is None:
         missing = [f"--{name}" for name in ("count", "seed", "out") if getattr(args, name) is None]
         parser.error(f"{', '.join(missing)} missing")
+    if args.sandbox is not None and args.demonstrations:
+        parser.error(
+            "--sandbox makes no demonstrations, which are played in this process; leave one of them out"
+        )
     config = _config(args)
     if args.target_pass_rate is not None:
         config = _aimed(config, args)

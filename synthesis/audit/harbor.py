@@ -75,6 +75,7 @@ class HarborPlayer:
         """Raises NotRunError where the environment cannot be built or no play has a reward."""
         task = self._task
         script = task.solution["solve.sh"].decode("utf-8", "replace")
+        self._refuse_hidden_files()
         null = self.play(None)
         golds = [self.play(script) for _ in range(GOLD_PLAYS)]
         rewards = [gold.reward for gold in golds if gold.reward is not None]
@@ -126,7 +127,11 @@ class HarborPlayer:
         chosen = [untouched[(2 * n + 1) * len(untouched) // (2 * count)] for n in range(count)]
         accepted = []
         for path in chosen:
-            played = self.play(script, damage=path)
+            try:
+                played = self.play(script, damage=path)
+            except OSError:  # the box's own user may not write it
+                count -= 1
+                continue
             if played.reward is not None and played.reward >= 1.0:
                 accepted.append(f"{path} emptied")
         return {"damages": count, "damage_accepted": tuple(accepted)}
@@ -160,6 +165,18 @@ class HarborPlayer:
                 self._carry(box, grader)
             reward, why = self._verdict(grader)
         return Played(reward=reward, why=why, error=error, before=before, files=files, notes=notes)
+
+    def _refuse_hidden_files(self) -> None:
+        """A box's writable folders are empty at the start; an image with files there is another one then."""
+        if self._ignores_image or self._boxes.tier != "docker":
+            return
+        with _Started(self._boxes.with_folders((), self._task.image)) as box:
+            for folder in self._task.folders:
+                done = box.exec(["find", folder, "-mindepth", "1", "-print", "-quit"])
+                if done.stdout:
+                    raise NotRunError(
+                        f"image {self._task.image} has files in {folder}, which a box would hide"
+                    )
 
     def _box(self) -> Sandbox:
         image = None if self._ignores_image else self._task.image

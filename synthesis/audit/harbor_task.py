@@ -96,11 +96,9 @@ def _build(table: dict[str, Any], environment: Mapping[str, bytes]) -> tuple[Bui
         except DockerfileError as error:
             raise NotRunError(str(error)) from None
         return build, build.image
-    if not isinstance(declared, str):
-        raise NotRunError("neither environment/Dockerfile nor docker_image")
-    workdir = table.get("workdir")
-    workdir = workdir if isinstance(workdir, str) else "/app"
-    return Build(image=declared, workdir=workdir, env={}, steps=(), folders=()), declared
+    if isinstance(declared, str):
+        raise NotRunError(f"image {declared[:80]} without environment/Dockerfile, which a box is built from")
+    raise NotRunError("no environment/Dockerfile")
 
 
 def _verifier_build(build: Build, tests: Mapping[str, bytes]) -> Build:

@@ -6,6 +6,7 @@ and each play is a process of its own.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -142,7 +143,9 @@ def _take(line: bytes, found: dict[str, _Lines]) -> None:
 
 def _reward(lines: _Lines, name: str) -> float | None:
     value = lines.get(name, {}).get("reward")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _calls(lines: _Lines, name: str) -> list[dict[str, Any]]:

@@ -95,14 +95,13 @@ def _python(folder: Folder, where: str) -> dict[str, bytes]:
 
 
 def _subject(domain: str, task: dict[str, Any], neighbours: Neighbours, policy: str) -> Subject:
-    criteria = task.get("evaluation_criteria")
-    criteria = criteria if isinstance(criteria, dict) else {}
+    criteria = _dict(task.get("evaluation_criteria"))
     listed = criteria.get("actions")
-    actions = [action for action in listed or [] if isinstance(action, dict)]
+    actions = [action for action in _list(listed) if isinstance(action, dict)]
     gold = tuple(
         GoldCall(
             tool=str(action.get("name", "")),
-            arguments=dict(action.get("arguments") or {}),
+            arguments=_dict(action.get("arguments")),
             requestor=str(action.get("requestor", "assistant")),
         )
         for action in actions
@@ -113,7 +112,15 @@ def _subject(domain: str, task: dict[str, Any], neighbours: Neighbours, policy: 
         format=FORMAT,
         prompt=f"{policy}\n{ticket or ''}",
         gold=gold if isinstance(listed, list) else None,
-        says=tuple(str(info) for info in criteria.get("communicate_info") or []),
+        says=tuple(str(info) for info in _list(criteria.get("communicate_info"))),
         raw=task,
         neighbours=neighbours,
     )
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

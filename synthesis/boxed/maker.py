@@ -5,6 +5,7 @@ gold and an empty answer by its own tool server, and takes the task only where t
 not the other. A box that says anything else is a `SandboxProtocolError`; the shard is then not made.
 """
 
+import atexit
 import base64
 import json
 from collections.abc import Iterator, Sequence
@@ -82,8 +83,10 @@ class BoxedMaker:
 
 @lru_cache(maxsize=1)
 def shared_maker(tier: str) -> BoxedMaker:
-    """This process' maker: a Ray worker keeps it for all its shards."""
-    return BoxedMaker(tier)
+    """This process' maker: a Ray worker keeps it for all its shards. Its boxes end with the process."""
+    maker = BoxedMaker(tier)
+    atexit.register(maker.close)
+    return maker
 
 
 def believed(domain: str, level: int, seed: int, line: dict[str, Any]) -> Made:

@@ -1,7 +1,8 @@
 """What the program in the box imports, as one archive: our packages and the libraries' files that they load.
 
 A child process of ours imports the program, makes and tries one candidate and says which files that took;
-pyarrow, which pandas loads where it finds it, stays out. The box's Python must be of our minor version.
+pyarrow, which pandas loads where it finds it, stays out. Compiled modules go along, as compiling them anew
+would take a box longer than a candidate does. The box's Python must be of our minor version.
 """
 
 import io
@@ -24,6 +25,7 @@ domain = next(iter(DOMAINS.values()))
 made = (make_candidate(domain, domain.levels[0], stable_seed("load", n)) for n in range(100))
 run_gates(next(one for one in made if one is not None))
 found = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+found |= {getattr(module, "__cached__", None) for module in list(sys.modules.values())}
 found |= {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
 print("\\n".join(sorted(path for path in found if path and os.path.isfile(path))))
 """

@@ -1,6 +1,6 @@
 import pytest
 
-from envs.sandbox.contract import Capabilities, Limits, model_view
+from envs.sandbox.contract import Capabilities, Limits, check_folders, model_view
 
 
 def test_a_short_output_is_shown_whole_with_replacements_for_what_is_not_utf8() -> None:
@@ -32,3 +32,13 @@ def test_a_digest_names_the_guarantees_and_not_the_evidence() -> None:
 def test_a_limit_that_is_not_positive_is_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"limits.{field} must be positive"):
         Limits(**{field: 0})
+
+
+@pytest.mark.parametrize("folder", ["/usr", "/etc", "/work", "app", "/app/src", "/", "/..", "/a b", ""])
+def test_a_folder_of_the_system_or_below_another_cannot_be_made_writable(folder: str) -> None:
+    with pytest.raises(ValueError, match="cannot be a writable folder of a box"):
+        check_folders(["/app", folder])
+
+
+def test_writable_folders_are_named_once() -> None:
+    assert check_folders(["/app", "/logs", "/app"]) == ("/app", "/logs")

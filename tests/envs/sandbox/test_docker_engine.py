@@ -47,6 +47,8 @@ def test_every_wall_is_asked_of_the_engine() -> None:
     assert "size=10m" in options["tmpfs"]["/work"]
     assert "privileged" not in options
     assert "volumes" not in options
+    more = docker_engine.container_options(Limits(), lease_s=60, folders=("/app",))
+    assert more["tmpfs"]["/app"] == more["tmpfs"]["/work"]
 
 
 @pytest.mark.docker

@@ -34,6 +34,16 @@ def started(launcher: str, walls: Walls | None = None) -> Iterator[Sandbox]:
         yield box
 
 
+def test_more_folders_are_writable_and_sized_and_nothing_else_is(launcher: str) -> None:
+    with closing(namespaces_box(LIMITS, launcher=launcher, folders=("/app", "/logs"))) as box:
+        box.start()
+        script = "for d in / /usr /etc /app /logs; do touch $d/x 2>/dev/null && echo $d; done; true"
+        assert box.exec(["sh", "-c", script]).stdout == b"/app\n/logs\n"
+        full = box.exec(["sh", "-c", "head -c 40000000 /dev/zero > /app/big"])  # of 32 MiB
+        assert full.exit_code != 0
+        assert b"No space left" in full.stderr
+
+
 @pytest.fixture(scope="module")
 def box(launcher: str) -> Iterator[Sandbox]:
     with started(launcher) as shared:
