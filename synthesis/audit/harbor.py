@@ -45,7 +45,8 @@ class Played:
     """How the script ended, where it did not end well."""
     before: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    failed_steps: tuple[str, ...] = ()
+    """Instructions of the Dockerfile that failed, where the image is ignored."""
 
 
 def audit(
@@ -74,34 +75,43 @@ class HarborPlayer:
     def audit(self, limit: int) -> TaskAudit:
         """Raises NotRunError where the environment cannot be built or no play has a reward."""
         task = self._task
-        script = task.solution["solve.sh"].decode("utf-8", "replace")
+        solve = task.solution.get("solve.sh")
+        script = solve.decode("utf-8", "replace") if solve is not None else None
         self._refuse_hidden_files()
         null = self.play(None)
-        golds = [self.play(script) for _ in range(GOLD_PLAYS)]
+        golds = [self.play(script) for _ in range(GOLD_PLAYS)] if script is not None else []
         rewards = [gold.reward for gold in golds if gold.reward is not None]
+        is_paid = len(rewards) == GOLD_PLAYS and min(rewards) >= 1.0
         if null.reward is None and not rewards:
-            raise NotRunError(f"the verifier gave no reward: {golds[0].why}")
-        leaks = file_leaks(task.instruction, task.environment, task.solution, task.tests)
-        notes = [*golds[0].notes]
-        if self._ignores_image:
-            notes.append(f"played without its image {task.image}")
-        if null.reward is None:
-            notes.append(f"null: {null.why}")
+            raise NotRunError(f"the verifier gave no reward: {(golds or [null])[0].why}")
+        if null.failed_steps and not is_paid and not null.reward:
+            # Nothing says whether a 0 is the verifier's or a missing program's.
+            raise NotRunError(f"its environment could not be built: {null.failed_steps[0]}")
         tally: dict[str, Any] = {}
-        if len(rewards) == GOLD_PLAYS and min(rewards) >= 1.0:
+        if script is not None and is_paid:
             tally = self._mutants(script, golds[0], limit) | self._damages(script, golds[0])
-        elif rewards and max(rewards) >= 1.0:
-            notes.append(f"the gold is paid in {sum(r >= 1.0 for r in rewards)} of {GOLD_PLAYS} plays")
         return TaskAudit(
             task=task.name,
             format=FORMAT,
             null_reward=null.reward,
             gold_reward=min(rewards) if rewards else None,
             gold_error=next((gold.error for gold in golds if gold.error), ""),
-            leaks=leaks,
-            notes=tuple(dict.fromkeys(notes)),
+            leaks=file_leaks(task.instruction, task.environment, task.solution, task.tests),
+            notes=self._notes(null, golds, rewards),
             **tally,
         )
+
+    def _notes(self, null: Played, golds: Sequence[Played], rewards: Sequence[float]) -> tuple[str, ...]:
+        notes = [*null.failed_steps]
+        if self._ignores_image:
+            notes.append(f"played without its image {self._task.image}")
+        if null.reward is None:
+            notes.append(f"null: {null.why}")
+        if not golds:
+            notes.append("no reference solution")
+        if rewards and max(rewards) >= 1.0 > min(rewards):
+            notes.append(f"the gold is paid in {sum(r >= 1.0 for r in rewards)} of {GOLD_PLAYS} plays")
+        return tuple(dict.fromkeys(notes))
 
     def _mutants(self, script: str, gold: Played, limit: int) -> dict[str, Any]:
         killed = equivalent = 0
@@ -152,7 +162,7 @@ class HarborPlayer:
         task = self._task
         with ExitStack() as stack:
             box = stack.enter_context(_Started(self._box()))
-            notes = self._build(box, task.build)
+            failed = self._build(box, task.build)
             before = self._tree(box)
             error = self._act(box, script)
             if damage:
@@ -164,7 +174,7 @@ class HarborPlayer:
                 self._build(grader, task.verifier)
                 self._carry(box, grader)
             reward, why = self._verdict(grader)
-        return Played(reward=reward, why=why, error=error, before=before, files=files, notes=notes)
+        return Played(reward=reward, why=why, error=error, before=before, files=files, failed_steps=failed)
 
     def _refuse_hidden_files(self) -> None:
         """A box's writable folders are empty at the start; an image with files there is another one then."""

@@ -93,6 +93,23 @@ def test_a_harbor_task_is_not_run_without_its_image_and_never_passes(tmp_path: P
     assert (only.null_reward, only.gold_reward, only.findings) == (None, None, ())
 
 
+def test_without_a_solution_only_the_null_agent_is_played(tmp_path: Path, boxes: Boxes) -> None:
+    (foreign.harbor_task(tmp_path, test=foreign.LAZY_TEST) / "solution/solve.sh").unlink()
+    (only,) = find_tasks(tmp_path).audit(boxes, AuditConfig(ignore_image=True))
+    assert (only.null_reward, only.gold_reward, only.findings) == (1.0, None, ("null rewarded",))
+    assert "no reference solution" in only.notes
+
+
+def test_a_zero_where_the_environment_was_not_built_is_no_measurement(tmp_path: Path, boxes: Boxes) -> None:
+    dockerfile = foreign.DOCKERFILE + "RUN no-such-program --install\n"
+    test = (
+        "no-such-program /app && echo 1 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt\n"
+    )
+    foreign.harbor_task(tmp_path, dockerfile=dockerfile, test=test)
+    (only,) = find_tasks(tmp_path).audit(boxes, AuditConfig(ignore_image=True))
+    assert only.not_run.startswith("its environment could not be built: RUN no-such-program --install failed")
+
+
 def test_a_separate_verifier_sees_the_artifacts_alone(tmp_path: Path, boxes: Boxes) -> None:
     toml = 'artifacts = ["/app/total.txt"]\n' + foreign.TASK_TOML + 'environment_mode = "separate"\n'
     test = (
