@@ -38,14 +38,15 @@ def task_ids(checkout: Folder, domain: str) -> list[str]:
 def audit(
     checkout: Folder, domain: str, wanted: Sequence[str] | None, boxes: Boxes, *, mutants: int
 ) -> Iterator[TaskAudit]:
-    """The audits of one domain's tasks, `wanted` alone where given. One `not run` for a domain that lacks
+    """The audits of one domain's tasks, `wanted` alone where given; all are `not run` where the domain lacks
     its files.
     """
     try:
         tasks = _tasks(checkout, domain)
         stage, neighbours, policy = _stage(checkout, domain)
     except ForeignFileError as error:
-        yield TaskAudit(task=domain, format=FORMAT, not_run=str(error)[:200])
+        for name in wanted or [domain]:
+            yield TaskAudit(task=name, format=FORMAT, not_run=str(error)[:200])
         return
     chosen = [task for task in tasks if wanted is None or f"{domain}/{task.get('id')}" in wanted]
     subjects = [_subject(domain, task, neighbours, policy) for task in chosen]

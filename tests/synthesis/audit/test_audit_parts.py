@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from synthesis.audit.boxes import Boxes
 from synthesis.audit.dockerfile import DockerfileError, parse_dockerfile
-from synthesis.audit.formats import find_tasks
+from synthesis.audit.formats import AuditConfig, find_tasks
 from synthesis.audit.leaks import file_leaks
 from synthesis.audit.mutants import GoldCall, Neighbours, call_mutants, extra_writes
 from synthesis.audit.records import TaskAudit, counts, report
@@ -45,6 +46,15 @@ def test_the_older_terminal_bench_layout_is_named(tmp_path: Path) -> None:
     foreign.write(tmp_path, {"hello/task.yaml": "instruction: hi"})
     with pytest.raises(ValueError, match=r"Terminal-Bench 1 tasks \(task.yaml\)"):
         find_tasks(tmp_path)
+
+
+def test_a_domain_that_lacks_its_database_has_none_of_its_tasks_run(tmp_path: Path) -> None:
+    tasks = [foreign.tau2_task(name, "W1") for name in ("1", "2")]
+    (foreign.tau2_checkout(tmp_path, tasks) / "data/tau2/domains/shop/db.json").unlink()
+    nowhere = Boxes(tier="none", make=lambda: pytest.fail("nothing is to be started"))
+    found = list(find_tasks(tmp_path).audit(nowhere, AuditConfig()))
+    assert [one.task for one in found] == ["shop/1", "shop/2"]
+    assert all("no db.json and no db.toml" in one.not_run for one in found)
 
 
 def test_a_link_to_a_task_is_no_task(tmp_path: Path) -> None:
