@@ -8,7 +8,7 @@ extension), and a step budget ends a query that runs away.
 import json
 import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,9 +101,10 @@ def authorize(action: int, first: str | None, second: str | None, *_: object) ->
     return sqlite3.SQLITE_OK
 
 
-def guard(db: sqlite3.Connection) -> None:
-    """Puts a connection under the authorizer and the step budget."""
-    db.execute("SELECT 1 FROM json_each('[]')").fetchall()  # SQLite builds this table at first use, unguarded
+def guard(db: sqlite3.Connection, *, with_json: bool = True) -> None:
+    """Puts a connection under the authorizer and the step budget. with_json: its SQL may use `json_each`."""
+    if with_json:  # SQLite builds this table at first use, which must be before the guard
+        db.execute("SELECT 1 FROM json_each('[]')").fetchall()
     db.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 4_000_000)
     db.set_authorizer(authorize)
@@ -121,6 +122,13 @@ def limit_steps(db: sqlite3.Connection) -> None:
     db.set_progress_handler(spend, 10_000)
 
 
+def _sql_of(tool: Tool) -> Iterator[str]:
+    yield from tool.statements
+    yield from (requirement.sql for requirement in tool.requires)
+    if tool.query is not None:
+        yield tool.query
+
+
 class ToolServer:
     """One episode's world and journal. Not shared between episodes; `close` frees it."""
 
@@ -128,7 +136,8 @@ class ToolServer:
         self._tools = {tool.name: tool for tool in tools}
         self.journal: list[JournalEntry] = []
         self.db = open_image(image)
-        guard(self.db)
+        in_tools = any("json" in sql.lower() for tool in tools for sql in _sql_of(tool))
+        guard(self.db, with_json=in_tools or b"json" in image.lower())  # a view of the world may use it, too
 
     def call(self, call: Call) -> Observation:
         """Runs one call and writes it into the journal.

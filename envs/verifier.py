@@ -88,8 +88,7 @@ class Grader:
         self._task = task
         self._initial = initial
         self._strays: list[str] = []
-        self._rows: dict[str, list[tuple[Any, ...]]] = {}
-        """The first tables' rows, as far as they were compared."""
+        self._known: dict[str, _Known] = {}
         self._loaded: bytes | None = None
         """The last snapshot that main holds: no clause can write, so it stays what it is."""
         self._db = sqlite3.connect(":memory:", isolation_level=None)
@@ -127,7 +126,7 @@ class Grader:
         except ValueError as error:  # `judge` has found a damaged one before
             raise GraderError(f"task {self._task.task_id}: last snapshot: {error}") from error
         is_new = final != self._initial
-        self._strays = _stray_changes(self._db, self._task.frame, self._rows) if is_new else []
+        self._strays = _stray_changes(self._db, self._task.frame, self._known) if is_new else []
         self._loaded = final
 
     def _grade(self, answer: str) -> Verdict:
@@ -153,6 +152,15 @@ class Grader:
             reason=reasons[0] if reasons else "all parts hold",
             faults=tuple(reasons),
         )
+
+    def accepts(self, sql: str) -> bool:
+        """Whether a clause of this SQL can judge the play and the answer that were graded last."""
+        limit_steps(self._db)
+        try:
+            self._db.execute(sql).fetchone()
+        except sqlite3.Error:
+            return False
+        return True
 
     def _fill_answer(self, rows: list[dict[str, str]]) -> None:
         columns = _answer_columns(self._task.answer)
@@ -305,11 +313,23 @@ def _is_violated(db: sqlite3.Connection, name: str, sql: str) -> bool:
         raise GraderError(f"clause {name}: {error}") from error
 
 
-def _stray_changes(
-    db: sqlite3.Connection, frame: Sequence[FrameRule], known: dict[str, list[tuple[Any, ...]]]
-) -> list[str]:
-    """Every change from initial to final that the frame does not name. known: initial rows by table, kept
-    for the next play.
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A table as it was at first: what every play is compared with."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    row_set: frozenset[tuple[Any, ...]]
+
+
+def _known(db: sqlite3.Connection, table: str) -> _Known:
+    rows = db.execute(f'SELECT * FROM initial."{table}"').fetchall()
+    return _Known(columns_of(db, table, "initial"), rows, frozenset(rows))
+
+
+def _stray_changes(db: sqlite3.Connection, frame: Sequence[FrameRule], known: dict[str, _Known]) -> list[str]:
+    """Every change from initial to final that the frame does not name. known: the initial tables by name,
+    kept for the next play.
     """
     strays: list[str] = []
     objects = "SELECT type, name, coalesce(sql, '') FROM {}.sqlite_master ORDER BY type, name"
@@ -323,30 +343,29 @@ def _stray_changes(
             strays.append(f"table {table} is gone")
             continue
         if table not in known:
-            known[table] = db.execute(f'SELECT * FROM initial."{table}"').fetchall()
-        if db.execute(f'SELECT * FROM main."{table}"').fetchall() != known[table]:
-            strays += _stray_rows(db, table, allowed)
+            known[table] = _known(db, table)
+        final = db.execute(f'SELECT * FROM main."{table}"').fetchall()
+        if final != known[table].rows:
+            strays += _stray_rows(table, known[table], final, allowed)
     return strays
 
 
-def _stray_rows(db: sqlite3.Connection, table: str, allowed: dict[tuple[str, str], set[str]]) -> list[str]:
-    added = _difference(db, table, "main", "initial")
-    removed = _difference(db, table, "initial", "main")
-    if not added and not removed:
-        return []
-    columns = columns_of(db, table, "initial")
+def _stray_rows(
+    table: str, first: _Known, final: list[tuple[Any, ...]], allowed: dict[tuple[str, str], set[str]]
+) -> list[str]:
+    final_set = frozenset(final)
+    added = {str(row[0]): row for row in final if row not in first.row_set}
+    removed = {str(row[0]): row for row in first.rows if row not in final_set}
     strays: list[str] = []
     for key in sorted(set(added) | set(removed)):
         new, old = added.get(key), removed.get(key)
         if new is None or old is None:
             strays.append(f"{table} row {key} was {'deleted' if new is None else 'inserted'}")
             continue
-        changed = {name for name, a, b in zip(columns, old, new, strict=True) if a != b}
+        if len(new) != len(old):
+            strays.append(f"{table} row {key}: its columns changed")
+            continue
+        changed = {name for name, a, b in zip(first.columns, old, new, strict=True) if a != b}
         if stray := sorted(changed - allowed.get((table, key), set())):
             strays.append(f"{table} row {key}: {stray[0]} changed")
     return strays
-
-
-def _difference(db: sqlite3.Connection, table: str, left: str, right: str) -> dict[str, tuple[Any, ...]]:
-    rows = db.execute(f'SELECT * FROM {left}."{table}" EXCEPT SELECT * FROM {right}."{table}"').fetchall()
-    return {str(row[0]): row for row in rows}

@@ -117,18 +117,9 @@ def _runnable(trial: Trial) -> dict[str, str]:
         for clause in trial.task.clauses
         for name, sql in sql_mutants(clause.sql)
     }
-    if _runs(trial, found):
-        return found
-    return {name: sql for name, sql in found.items() if _runs(trial, {name: sql})}
-
-
-def _runs(trial: Trial, mutants: dict[str, str]) -> bool:
-    try:
-        with closing(_grader(trial, mutants)) as grader:
-            grader.grade_play(trial.gold, [trial.task.gold.answer])
-    except GraderError:
-        return False
-    return True
+    with closing(_grader(trial, {})) as grader:
+        grader.grade_play(trial.gold, [trial.task.gold.answer])
+        return {name: sql for name, sql in found.items() if grader.accepts(sql)}
 
 
 def _grader(trial: Trial, mutants: dict[str, str]) -> Grader:
