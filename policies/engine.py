@@ -216,6 +216,8 @@ class Engine:
             self._waiting.remove(state)
         else:
             self._free.append(state.slot)
+        if not self._sessions:
+            self._free.sort(reverse=True)  # as in a new engine: rounding may depend on a row's place
         config = self.model.config
         layers = (config.mlp_layer_types or []).count("sparse")
         dtype = route_dtype(config.n_routed_experts)

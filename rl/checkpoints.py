@@ -1,7 +1,8 @@
 """Checkpoints of a run: weights, optimizer and counters in safetensors and JSON, each with its digest.
 
-A checkpoint is a directory that appears whole. Loading verifies every file and falls back to the newest one
-that is sound, saying which was not.
+A checkpoint is a directory that appears whole, with a manifest of every file's size and digest and a digest
+of its own. Loading verifies all of it. One that is not sound is renamed to `step-N.damaged`, said aloud, and
+the one before it is used. `latest` names the newest, for other programs to read.
 """
 
 import hashlib
@@ -16,12 +17,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from envs.files import write_whole
+from envs.task import canonical_json, digest
 from policies.model.checkpoint import load_model, save_model
 from policies.model.decoder import WorldsmithForCausalLM
 from rl.run_files import publish_directory
 
+MANIFEST, MANIFEST_VERSION = "manifest.json", 2
 KEPT = 2
 """The newest checkpoints that are kept of each stage."""
+
+
+class CheckpointVersionError(ValueError):
+    """Sound or not, this program does not read it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,25 +70,41 @@ def save_checkpoint(
         save_file(_optimizer_tensors(optimizer), temporary / f"optimizer-{number}.safetensors")
     for name, content in (files or {}).items():
         (temporary / name).write_bytes(content)
-    digests = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
-    manifest = {"step": step, "state": state, "files": digests}
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    contents = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(temporary.iterdir())
+    }
+    manifest = {"version": MANIFEST_VERSION, "step": step, "state": state, "files": contents}
+    manifest["digest"] = digest(canonical_json(manifest))
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
     publish_directory(temporary, final)
-    for old in _steps(directory)[:-KEPT]:
-        shutil.rmtree(directory / f"step-{old}")
+    write_whole(directory / "latest", f"{final.name}\n".encode())
+    for old in checkpoint_steps(directory)[:-KEPT]:
+        _remove(directory / f"step-{old}")
     return final
 
 
 def latest_checkpoint(directory: Path) -> Checkpoint | None:
-    """The newest sound checkpoint, or None."""
-    for step in reversed(_steps(directory)):
+    """The newest sound checkpoint, or None. Raises CheckpointVersionError."""
+    for step in reversed(checkpoint_steps(directory)):
         path = directory / f"step-{step}"
-        fault = _fault(path)
-        if fault is None:
-            manifest = json.loads((path / "manifest.json").read_text())
-            return Checkpoint(path=path, step=step, state=manifest["state"])
-        sys.stderr.write(f"checkpoint {path} is passed over: {fault}\n")
+        try:
+            return Checkpoint(path=path, step=step, state=_verified(path)["state"])
+        except CheckpointVersionError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            aside = _quarantine(path)
+            sys.stderr.write(
+                f"checkpoint {path} is damaged ({_reason(error)}): it is now {aside.name},"
+                " and the one before it is used\n"
+            )
     return None
+
+
+def checkpoint_at(directory: Path, step: int) -> Checkpoint:
+    """That one. Raises ValueError when it is damaged, OSError when it is not there; it is left as it is."""
+    path = directory / f"step-{step}"
+    return Checkpoint(path=path, step=step, state=_verified(path)["state"])
 
 
 def load_checkpoint_model(checkpoint: Checkpoint) -> WorldsmithForCausalLM:
@@ -106,20 +130,50 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
     }
 
 
-def _steps(directory: Path) -> list[int]:
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Steps with a checkpoint, sound or not, in their order."""
     names = [path.name for path in directory.glob("step-*") if path.is_dir()] if directory.is_dir() else []
     return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
 
 
-def _fault(path: Path) -> str | None:
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        for name, expected in manifest["files"].items():
-            if _digest(path / name) != expected:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+def _verified(path: Path) -> dict[str, Any]:
+    """The manifest, after all of the checkpoint proved to be what was written. Raises ValueError, OSError."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    if "digest" not in manifest and "version" not in manifest:
+        raise CheckpointVersionError(f"{path}: an older Worldsmith wrote it; choose another --out")
+    told = manifest.pop("digest")
+    if told != digest(canonical_json(manifest)):
+        raise ValueError(f"{MANIFEST} is not what was written")
+    if manifest["version"] != MANIFEST_VERSION:
+        version = manifest["version"]
+        raise CheckpointVersionError(f"{path}: version {version}, this Worldsmith reads {MANIFEST_VERSION}")
+    for name, expected in manifest["files"].items():
+        size = (path / name).stat().st_size
+        if size != expected["bytes"]:
+            raise ValueError(f"{name} has {size} bytes, {expected['bytes']} were written")
+        if _digest(path / name) != expected["sha256"]:
+            raise ValueError(f"{name} is not what was written")
+    return manifest
+
+
+def _quarantine(path: Path) -> Path:
+    """Out of the way of later ones of its step, and kept for who wants to look."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged{f'-{number}' if number else ''}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _remove(path: Path) -> None:
+    """A kill in the middle leaves nothing that looks like a checkpoint."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError | OSError) else f"{MANIFEST} is not one of ours"
 
 
 def _digest(path: Path) -> str:

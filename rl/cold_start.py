@@ -69,6 +69,7 @@ class StepMetrics:
     step: int
     loss: float
     indexer_loss: float
+    """NaN in a step in which the indexer did not learn."""
     num_tokens: int
 
 
@@ -151,7 +152,6 @@ def train_on(
     indexer_every: the indexer learns in one step of so many; 0: never.
     """
     model.train()
-    indexer_loss = float("nan")
     for step in steps:
         batch = next(source)
         for optimizer in optimizers:
@@ -165,7 +165,7 @@ def train_on(
             indexer_loss="sparse" if with_indexer else "none",
         )
         loss = weighted_loss(output.target_logps, batch)
-        total = loss
+        total, indexer_loss = loss, float("nan")
         if with_indexer:
             total = loss + indexer_every * output.indexer_loss
             indexer_loss = output.indexer_loss.item()

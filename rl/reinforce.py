@@ -4,11 +4,14 @@ With `rollout.max_staleness` 0 rollouts and learner take turns; above it groups 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from envs.task import stable_seed
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec
 from policies.weights import publish
@@ -30,6 +33,7 @@ from rl.rollout_worker import ActorSeats, Workers
 from rl.rollouts import AsynchronousRollouts, Batch, Rollouts, Saved, SynchronousRollouts, staleness
 from rl.run import Run, sampling
 from rl.run_files import trim_metrics
+from rl.stopping import Terminated
 from rl.stored import pack, unpack
 from rl.trajectory import Trajectory
 
@@ -39,40 +43,17 @@ BUFFER = "buffer.safetensors"
 
 def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
     """TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once."""
-    config, directory = run.config.rl, run.out / "checkpoints"
+    config = run.config.rl
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".indexer." not in name)  # the indexer stays as it is in RL, as in GLM-5
     reference = copy.deepcopy(model).eval() if config.loss.kl_weight else None
     optimizer = make_rl_optimizer(model, config.learning_rate)
-    found = load_latest(directory, model, optimizer)
+    found = load_latest(run.out / "checkpoints", model, optimizer)
     start = found.step if found else 0
     if start >= config.steps:
         return
     trim_metrics(run.out, kind="rl", from_step=start)
-    clock = StepClock()
-    rollouts = start_rollouts(run, workers, found)
-    batch = Batch(taught=[], played=[])
-
-    def next_batch() -> list[Trajectory]:
-        nonlocal batch
-        clock.begin_generation()
-        batch = rollouts.next_batch()
-        clock.end_generation()
-        return batch.taught
-
-    def after_step() -> None:
-        done = start + learner.state.global_step
-        rollouts.step_done(publish(model, version=done))
-        saved = rollouts.saved()
-        terms = learner.step_metrics | beside_the_learner(run, batch, clock, done - 1)
-        record_step(run, done - 1, batch.played, terms, clock, ledger=saved.ledger)
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            save_step(directory, done, model, optimizer, saved)
-        if run.config.eval.every and done % run.config.eval.every == 0 and done < config.steps:
-            with rollouts.quiet():
-                evaluate(run, workers, model, when=f"step-{done}", step=done)
-        clock.begin_step()
-
+    loop = Reinforcement(run, workers, model, optimizer, found)
     learner = Learner(
         model,
         tokenizer=codec.tokenizer,
@@ -88,17 +69,95 @@ def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec
         objective=Objective(
             loss=LossConfig(**config.loss.model_dump()), reference=reference, keep=kept_choices(run)
         ),
-        feed=Feed(next_batch=next_batch, after_step=after_step),
+        feed=Feed(next_batch=loop.next_batch, after_step=lambda: loop.after_step(learner.step_metrics)),
         optimizer=optimizer,
     )
-    with run.log.stage("rl"):
+    with run.log.stage("rl"), loop.going():
         run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
-        rollouts.begin(publish(model, version=start))
-        try:
-            learner.train()
-        finally:
-            rollouts.close()
+        learner.train()
         run.observer.end()
+
+
+class Reinforcement:
+    """What happens around the learner's steps: rollouts before, records and checkpoints after.
+
+    SIGTERM during an update waits for its end. Otherwise it is taken at once, and what the steps so far came
+    to is saved.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        workers: AnyWorkers,
+        model: WorldsmithForCausalLM,
+        optimizer: torch.optim.Optimizer,
+        found: Checkpoint | None,
+    ) -> None:
+        self._run, self._workers, self._model, self._optimizer = run, workers, model, optimizer
+        self._rollouts = start_rollouts(run, workers, found)
+        self._done = self._saved_at = found.step if found else 0
+        self._kept = self._rollouts.saved()
+        """Of the rollouts, as it was after the last step."""
+        self._clock = StepClock()
+        self._batch = Batch(taught=[], played=[])
+        self._update = ExitStack()
+
+    @contextmanager
+    def going(self) -> Iterator[None]:
+        """The rollouts go on inside; if SIGTERM ends them, what was learnt is saved first."""
+        self._rollouts.begin(publish(self._model, version=self._done))
+        try:
+            yield
+        except Terminated:
+            if not self._run.stop.expired:  # else the update was cut in two
+                self._save()
+            raise
+        finally:
+            self._rollouts.close()
+
+    def next_batch(self) -> list[Trajectory]:
+        # TRL orders a batch's rows by torch's generator; so a step does not depend on the steps before it.
+        torch.manual_seed(stable_seed(self._run.config.seed, "learner", self._done) % 2**31)
+        self._clock.begin_generation()
+        self._batch = self._rollouts.next_batch()
+        self._clock.end_generation()
+        self._update.enter_context(self._run.stop.deferred())
+        return self._batch.taught
+
+    def after_step(self, terms: dict[str, float]) -> None:
+        run, config = self._run, self._run.config.rl
+        self._done += 1
+        self._rollouts.step_done(publish(self._model, version=self._done))
+        self._kept = self._rollouts.saved()
+        terms |= beside_the_learner(run, self._batch, self._clock, self._done - 1)
+        record_step(run, self._done - 1, self._batch.played, terms, self._clock, ledger=self._kept.ledger)
+        if self._done % config.checkpoint_every == 0 or self._done == config.steps:
+            self._save()
+        self._update.close()  # raises Terminated if SIGTERM came meanwhile
+        every = run.config.eval.every
+        if every and self._done % every == 0 and self._done < config.steps:
+            with self._rollouts.quiet():
+                evaluate(run, self._workers, self._model, when=f"step-{self._done}", step=self._done)
+        self._clock.begin_step()
+
+    def _save(self) -> None:
+        """Learner and rollouts as they were after the last step."""
+        if self._done == self._saved_at:
+            return
+        kept = self._kept
+        save_checkpoint(
+            self._run.out / "checkpoints",
+            step=self._done,
+            model=self._model,
+            optimizers=[self._optimizer],
+            state={
+                "ledger": kept.ledger.as_fields(),
+                "next_group": kept.next_group,
+                "open": list(kept.open),
+            },
+            files={BUFFER: pack([member for members in kept.ready for member in members])},
+        )
+        self._saved_at = self._done
 
 
 def load_latest(
@@ -127,21 +186,8 @@ def start_rollouts(run: Run, workers: AnyWorkers, found: Checkpoint | None) -> R
     )
 
 
-def save_step(
-    directory: Path,
-    step: int,
-    model: WorldsmithForCausalLM,
-    optimizer: torch.optim.Optimizer,
-    saved: Saved,
-) -> None:
-    """The checkpoint after `step` steps: learner and rollouts as they are at this moment."""
-    state = {"ledger": saved.ledger.as_fields(), "next_group": saved.next_group, "open": list(saved.open)}
-    files = {BUFFER: pack([member for members in saved.ready for member in members])}
-    save_checkpoint(directory, step=step, model=model, optimizers=[optimizer], state=state, files=files)
-
-
 def saved_in(found: Checkpoint, group_size: int) -> Saved:
-    """What `save_step` kept. Raises ValueError where the ledger does not balance with the groups."""
+    """What a checkpoint kept of rollouts. Raises ValueError where ledger and groups do not balance."""
     state, where = found.state, str(found.path)
     ledger = Ledger.from_fields(state.get("ledger", {}), where=where)
     ready = unpack(found.read(BUFFER), where=f"{where}/{BUFFER}") if found.has(BUFFER) else []

@@ -1,7 +1,7 @@
 """The records of a training run: what it learns from, and what every stage of it is handed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from envs.sandbox.requirements import IN_PROCESS
@@ -9,6 +9,7 @@ from policies.engine import Sampling
 from rl.config import TrainConfig
 from rl.observer import Observer
 from rl.run_files import RunLog
+from rl.stopping import Stopping
 from rl.trajectory import PlayableTask
 from rl.transcript import Demonstration
 
@@ -34,6 +35,7 @@ class Run:
     out: Path
     log: RunLog
     observer: Observer
+    stop: Stopping = field(default_factory=lambda: Stopping(0.0))
 
 
 def sampling(run: Run) -> Sampling:

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -106,23 +106,31 @@ class RunLog:
         self.save()
 
 
+def mend_metrics(directory: Path) -> None:
+    """Drops what a kill left of a line, so that the next one does not become part of it."""
+    _keep_metrics(directory, lambda record: True)
+
+
 def trim_metrics(directory: Path, *, kind: str, from_step: int) -> None:
-    """Drops what a killed run wrote past its last checkpoint, and a torn last line, so that steps stay
-    unbroken.
-    """
+    """Drops what a killed run wrote past its last checkpoint, so that steps stay unbroken."""
+    _keep_metrics(directory, lambda record: record.get("kind") != kind or record.get("step", -1) < from_step)
+
+
+def _keep_metrics(directory: Path, wanted: Callable[[Any], bool]) -> None:
     path = directory / "metrics.jsonl"
     if not path.exists():
         return
     kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if record.get("kind") == kind and record.get("step", -1) >= from_step:
-            continue
-        kept.append(line)
-    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+        if wanted(record):
+            kept.append(line)
+    content = "".join(f"{line}\n" for line in kept).encode()
+    if content != path.read_bytes():
+        write_whole(path, content)
 
 
 def publish_directory(temporary: Path, final: Path) -> None:

@@ -14,7 +14,7 @@ Run again on the same directory, it goes on where it was: each stage keeps check
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,15 @@ from rl.reinforce import reinforce
 from rl.replica_workers import AnyWorkers, check_engine, start_players
 from rl.rollout_worker import ReplicaConfig
 from rl.run import TIER, Data, Run
-from rl.run_files import RunLog, trim_metrics
+from rl.run_files import RunLog, mend_metrics, trim_metrics
+from rl.stopping import Stopping, graceful
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
 TOKENIZER_SAMPLE = 2000
+
+
+GRACE_S = 25.0
+"""After SIGTERM a step may still take so long, to be saved; orchestrators kill after 30 s."""
 
 
 def train(
@@ -56,10 +61,17 @@ def train(
 ) -> dict[str, Any]:
     """Runs, or goes on with, the run in `out`; returns the closing evaluation's figures.
 
-    The caller holds the directory (`rl.run_files.locked`) from before it opens a log there.
+    The caller holds the directory (`rl.run_files.locked`) from before it opens a log there. Raises Terminated
+    after SIGTERM, with what was learnt saved.
     """
     check_engine(config.rollout.engine)
-    observer = observer or Silent()
+    with graceful(GRACE_S) as stop:
+        return _train(config, data, out, observer or Silent(), log, stop)
+
+
+def _train(
+    config: TrainConfig, data: Data, out: Path, observer: Observer, log: RunLog | None, stop: Stopping
+) -> dict[str, Any]:
     fields = config.model_dump(mode="json")
     log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
     log.record["counts"] |= {
@@ -68,7 +80,8 @@ def train(
         "demonstrations": len(data.clean) + len(data.mixed),
     }
     log.note(demonstrators_note(data))
-    run = Run(config=config, data=data, out=out, log=log, observer=observer)
+    mend_metrics(out)
+    run = Run(config=config, data=data, out=out, log=log, observer=observer, stop=stop)
     codec = learn_tokenizer(run)
     model = cold_start(run, codec)
     baselines(run)
@@ -157,20 +170,30 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
                 scale=lambda step: learning_rate_at(step, config.num_steps, 1.0),
                 indexer_every=phase.indexer_every,
             )
-            for metrics in trained:
+            for metrics in unbroken(trained, run.stop):
                 tokens += metrics.num_tokens
                 seconds = time.monotonic() - started
                 rate = (tokens - started_tokens) / seconds
                 run.log.metric("cold_start", cold_start_fields(metrics, phase, tokens, rate, seconds))
                 run.observer.advance(1, f"loss {metrics.loss:.3f}")
                 done = metrics.step + 1
-                if done % config.checkpoint_every == 0 or done == config.num_steps:
+                if done % config.checkpoint_every == 0 or done == config.num_steps or run.stop.asked:
                     state = {"tokens": tokens}
                     save_checkpoint(directory, step=done, model=model, optimizers=optimizers, state=state)
                 if done % 10 == 0:
                     run.observer.wrote()
         run.observer.end()
     return model
+
+
+def unbroken(steps: Iterator[StepMetrics], stop: Stopping) -> Iterator[StepMetrics]:
+    """The steps, each of them with what follows it not to be cut in two by SIGTERM."""
+    while True:
+        with stop.deferred():
+            metrics = next(steps, None)
+            if metrics is None:
+                return
+            yield metrics
 
 
 def cold_start_fields(

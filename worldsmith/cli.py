@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import NoReturn
 
+from rl.stopping import Terminated
 from worldsmith.arguments import did_you_mean
 
 DONE, FAULTS, USAGE, INFRASTRUCTURE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -54,10 +55,6 @@ COMMANDS = {
     "sandbox": Command("worldsmith.sandbox_command", "run one command in a fresh box"),
     "images": Command("worldsmith.images_command", "make the base images of the boxes"),
 }
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt, nothing but a boundary may catch it."""
 
 
 def main(argv: list[str]) -> int:

@@ -10,70 +10,26 @@ import pytest
 
 import rl.reinforce
 import rl.train
-from envs.task import Task
 from policies.model.checkpoint import load_model
 from rl.config import TrainConfig
 from rl.measure import read_metrics
 from rl.run import Data
 from rl.train import train
-from rl.trajectory import PlayableTask
-from rl.transcript import Demonstration
-from synthesis.demonstrations import demonstrate_once
-from synthesis.general import DOMAINS, make_candidate
-
-RETAIL = DOMAINS["retail"]
+from tests.rl.small_run import make_config, make_data
 
 
 class StopHereError(Exception):
     """Stands in for a kill: nothing after it runs."""
 
 
-def playable(seeds: range, level: int) -> list[PlayableTask]:
-    found: list[PlayableTask] = []
-    for seed in seeds:
-        candidate = make_candidate(RETAIL, level, seed)
-        assert candidate is not None
-        task: Task = candidate.task
-        found.append(PlayableTask(task=task, image=candidate.image))
-    return found
-
-
 @pytest.fixture(scope="module")
 def data() -> Data:
-    shown: dict[float, list[Demonstration]] = {0.0: [], 0.5: []}
-    for slip_rate, rows in shown.items():
-        for seed in range(1000, 1060):
-            made = demonstrate_once(RETAIL, 1, seed, slip_rate=slip_rate, toolset="retail")
-            assert made is not None
-            rows.append(Demonstration(messages=made.messages, tools=RETAIL.tools, reward=made.reward))
-    return Data(
-        tasks=playable(range(8), 1),
-        heldout=[*playable(range(100, 104), 1), *playable(range(200, 202), 4)],
-        clean=shown[0.0],
-        mixed=shown[0.5],
-        unseen_levels=frozenset({("retail", 4)}),
-    )
+    return make_data()
 
 
 @pytest.fixture
 def config() -> TrainConfig:
-    fields: dict[str, Any] = {
-        "corpus": "unused",
-        "heldout": "unused",
-        "model": {"sizes": {"hidden_size": 32, "num_hidden_layers": 2, "index_topk": 16}},
-        "cold_start": {
-            "clean_steps": 4, "warm_up_steps": 2, "sparse_steps": 2,
-            "tokens_per_batch": 600, "checkpoint_every": 3,
-        },
-        "rl": {
-            "steps": 3, "groups_per_step": 2, "groups_trained": 2, "group_size": 4, "rows_per_micro_batch": 4,
-            "learning_rate": 1e-3, "levels": [1], "checkpoint_every": 1,
-            "loss": {"kl_weight": 0.01, "off_policy_delta": 0.5},
-        },
-        "rollout": {"workers": 1, "slots": 16, "max_length": 128, "max_new_tokens": 8},
-        "eval": {"samples": 1},
-    }  # fmt: skip
-    return TrainConfig.model_validate(fields)
+    return make_config()
 
 
 def steps_of(out: Path, kind: str) -> list[int]:
