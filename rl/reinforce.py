@@ -15,6 +15,7 @@ from envs.task import stable_seed
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec
 from policies.weights import publish
+from rl.attribution import keep_for_attribution
 from rl.checkpoints import (
     Checkpoint,
     latest_checkpoint,
@@ -131,6 +132,8 @@ class Reinforcement:
         self._kept = self._rollouts.saved()
         terms |= beside_the_learner(run, self._batch, self._clock, self._done - 1)
         record_step(run, self._done - 1, self._batch.played, terms, self._clock, ledger=self._kept.ledger)
+        if self._saved_at == self._done - 1:
+            keep_for_attribution(run.out, self._batch.taught, self._done - 1)
         if self._done % config.checkpoint_every == 0 or self._done == config.steps:
             self._save()
         self._update.close()  # raises Terminated if SIGTERM came meanwhile

@@ -50,6 +50,7 @@ COMMANDS = {
     "eval": Command("worldsmith.eval_command", "play tasks with a policy and grade them"),
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),
+    "explain": Command("worldsmith.explain_command", "why learner and replica disagree, by cause"),
     "view": Command("worldsmith.view", "pages to read a run's trajectories"),
     "plan": Command("worldsmith.plan_command", "what a model costs before it is trained or served"),
     "sandbox": Command("worldsmith.sandbox_command", "run one command in a fresh box"),
