@@ -5,6 +5,7 @@ it ended.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ class Trajectory:
     @property
     def num_sampled(self) -> int:
         return sum(self.sampled)
+
+    @property
+    def turn_tokens(self) -> list[int]:
+        """How many tokens the policy wrote in each turn."""
+        return [sum(run) for wrote, run in groupby(self.sampled) if wrote]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +141,8 @@ def episode_row(trajectory: Trajectory, *, when: str, boxes: Capabilities) -> di
         "sampled_tokens": trajectory.num_sampled,
         "turns": trajectory.num_turns,
         "seconds_environment": trajectory.seconds_environment,
-        "seconds_longest_tool": max(trajectory.tool_seconds, default=0.0),
+        "turn_tokens": trajectory.turn_tokens,
+        "tool_seconds": list(trajectory.tool_seconds),
         "weights_version": max(trajectory.versions, default=-1),
         "tier": boxes.tier,
         "capabilities": boxes.digest,

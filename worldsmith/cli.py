@@ -51,6 +51,7 @@ COMMANDS = {
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),
     "explain": Command("worldsmith.explain_command", "why learner and replica disagree, by cause"),
+    "simulate": Command("worldsmith.simulate_command", "what other settings would gain, in virtual time"),
     "view": Command("worldsmith.view", "pages to read a run's trajectories"),
     "plan": Command("worldsmith.plan_command", "what a model costs before it is trained or served"),
     "sandbox": Command("worldsmith.sandbox_command", "run one command in a fresh box"),
