@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rl.config import parse_config
 from rl.measure import read_metrics
 
 PARTS = {"all": (), "never shown": ("unseen",)}
@@ -50,7 +51,9 @@ def _evaluations(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _setting(run: Path) -> dict[str, Any]:
-    config = json.loads((run / "run.json").read_text())["config"]
+    """Complete: what an older run did not name yet has its default."""
+    where = run / "run.json"
+    config = parse_config(json.loads(where.read_text())["config"], where=str(where)).model_dump(mode="json")
     return {name: value for name, value in config.items() if name not in ("seed", "corpus", "heldout")}
 
 
