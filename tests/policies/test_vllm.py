@@ -76,14 +76,12 @@ def play(pool: ReplicaPool, sessions: list[int], extensions: int = 0) -> list[Se
 def differences(model: WorldsmithForCausalLM, record: SessionRecord, *, forced: bool) -> np.ndarray:
     """|log-probability of the replica - of the trainer's forward| of each sampled token, nats."""
     ids = torch.tensor([record.token_ids])
-    held = {}
+    held: dict[str, torch.Tensor] = {}
     if forced:
         assert record.selected is not None
-        shape = {"num_columns": ids.shape[1], "offsets": [0]}
-        held = {
-            "routes": pad_routes([record.routes], **shape),
-            "selected": pad_selected([record.selected], **shape),
-        }
+        columns = ids.shape[1]
+        held["routes"] = pad_routes([record.routes], num_columns=columns, offsets=[0])
+        held["selected"] = pad_selected([record.selected], num_columns=columns, offsets=[0])
     with torch.no_grad():
         logits = model(ids, **held).logits
     logps = logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1).numpy()
