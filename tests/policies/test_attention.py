@@ -105,7 +105,7 @@ def test_rows_of_heads_and_their_gradients_are_those_of_plain_autograd_in_float6
     # Padding receives no gradient: no real token reads it.
     weights = [torch.randn_like(x) * mask[:, None, :, None] for x in theirs]
     grads = [
-        torch.autograd.grad(sum((x * w).sum() for x, w in zip(heads, weights, strict=True)), leaves)
+        torch.autograd.grad([(x * w).sum() for x, w in zip(heads, weights, strict=True)], leaves)
         for heads in (ours, theirs)
     ]
     for got, wanted in zip((*ours, *grads[0]), (*theirs, *grads[1]), strict=True):

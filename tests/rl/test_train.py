@@ -109,7 +109,7 @@ def test_steps_with_vllm_replicas_of_which_one_is_killed_at_work(
     start, versions, killed = rl.train.start_players, [], []
 
     def start_and_kill(*args: Any) -> Any:
-        workers = start(*args)
+        workers: Any = start(*args)
         pool = workers.pool
         step, close = pool.step, workers.close
 

@@ -26,6 +26,7 @@ from synthesis.pipeline import (
     plan_shards,
     synthesize,
 )
+from synthesis.receipts import locked_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -226,7 +227,7 @@ def test_another_config_is_refused_with_the_difference(corpus: Path, small_confi
 
 def test_two_runs_in_one_directory_are_refused(small_config: SynthConfig, tmp_path: Path) -> None:
     with (
-        pipeline._locked_directory(tmp_path),
+        locked_directory(tmp_path),
         pytest.raises(ValueError, match="another synth is writing here"),
     ):
         synthesize(small_config, tmp_path, workers=0)
