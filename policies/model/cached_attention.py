@@ -1,5 +1,6 @@
 """Absorbed attention of new tokens over the cached places that they select."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -55,13 +56,17 @@ class Queries:
 
 
 class SeenPlaces:
-    """The cached places that the new tokens may look at in one layer."""
+    """The cached places that the new tokens may look at, layer after layer."""
 
-    def __init__(
-        self, config: ModelConfig, how: Selection, cache: KeyCache, layer: int, tokens: NewTokens
-    ) -> None:
-        self.config, self.how, self.cache, self.layer, self.tokens = config, how, cache, layer, tokens
-        self.latents = cache.latents[layer]
+    layer: int
+    latents: Tensor
+    forced: Tensor | None
+
+    def __init__(self, config: ModelConfig, how: Selection, cache: KeyCache, tokens: NewTokens) -> None:
+        self.config, self.how, self.cache, self.tokens = config, how, cache, tokens
+        self.rows_N = tokens.cache_rows(cache.max_length)
+        """[N], where the cache has their own rows."""
+        self.all_places = torch.arange(tokens.num_cached)
         # Every slot in order, one token each: the cache itself is the batch, without a copy.
         self.aligned = (
             tokens.rows is None
@@ -69,7 +74,15 @@ class SeenPlaces:
             and bool((tokens.slots == torch.arange(cache.num_slots)).all())
         )
         self.selecting = self.how.selector is not None and tokens.num_cached > self.how.top_k
-        self.forced = None if tokens.selected is None else tokens.selected[:, layer]
+
+    def look_at(self, layer: int) -> None:
+        self.layer, self.latents = layer, self.cache.latents[layer]
+        self.forced = None if self.tokens.selected is None else self.tokens.selected[:, layer]
+
+    @functools.cached_property
+    def later(self) -> Tensor:
+        """[N, S] bool: places after the token; the same in every layer."""
+        return self.all_places > self.tokens.positions[:, None]
 
     @property
     def floats_per_token(self) -> int:
@@ -188,10 +201,12 @@ class _View:
         self.num_places, self.fewest = seen.tokens.num_cached, seen.tokens.fewest
         if seen.tokens.slot is not None:
             self.num_places, self.fewest = int(self.query_pos[-1]) + 1, int(self.query_pos[0]) + 1
-        self.key_pos = torch.arange(self.num_places)
+        self.key_pos = seen.all_places[: self.num_places]
 
     def later(self) -> Tensor:
         """[n, S] bool: places after the token."""
+        if self.part == slice(None) and self.num_places == self.seen.tokens.num_cached:
+            return self.seen.later
         return self.key_pos > self.query_pos
 
     def hide_later(self, scores_NS: Tensor) -> None:

@@ -5,6 +5,7 @@ value half into the output, so that every head reads the same latents, and of th
 `fuse` computes the folded weights once per weights version. N new tokens, K experts each.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -102,9 +103,10 @@ class FusedDecoder:
         hidden_ND = functional.embedding(tokens.ids, self.embed)
         turns = _turns(tokens.positions, config)
         used: list[Tensor] = []
+        seen = SeenPlaces(config, self.how, cache, tokens)
         for index, layer in enumerate(self.layers):
-            queries = self._queries(index, _unit(hidden_ND, config.rms_norm_eps), turns, tokens, cache)
-            seen = SeenPlaces(config, self.how, cache, index, tokens)
+            seen.look_at(index)
+            queries = self._queries(index, _unit(hidden_ND, config.rms_norm_eps), turns, seen)
             mixed_NHC = seen.mix(queries, max(1, GATHERED_FLOATS // seen.floats_per_token), record)
             hidden_ND = torch.addmm(hidden_ND, mixed_NHC.flatten(1), layer.out.t())
             if layer.out_bias is not None:
@@ -121,9 +123,7 @@ class FusedDecoder:
         routes = torch.stack(used, 1) if used else hidden_ND.new_zeros(len(hidden_ND), 0, 1, dtype=torch.long)
         return hidden_ND, routes
 
-    def _queries(
-        self, index: int, x_ND: Tensor, turns: Tensor, tokens: NewTokens, cache: KeyCache
-    ) -> Queries:
+    def _queries(self, index: int, x_ND: Tensor, turns: Tensor, seen: SeenPlaces) -> Queries:
         """Writes the tokens' cache rows; what they look for in the cache."""
         config, layer = self.config, self.layers[index]
         rank, rope, index_dim = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
@@ -131,11 +131,11 @@ class FusedDecoder:
         q_latent, latent, k_rope, index_k, index_w = functional.linear(
             x_ND, layer.into, layer.into_bias
         ).split([config.q_lora_rank, rank, rope, index_dim, index_heads], dim=-1)
-        latent = functional.rms_norm(latent, (rank,), layer.latent_norm, 1e-6)
+        latent = _unit(latent, 1e-6).mul_(layer.latent_norm)
         index_k = functional.layer_norm(index_k, (index_dim,), *layer.index_norm, 1e-6)
         index_k = _turn(index_k, turns, 0, rope)
         k_row = _turn(torch.cat((latent, k_rope), -1), turns, rank, rope)
-        cache.write(index, tokens.cache_rows(cache.max_length), k_row, index_k)
+        seen.cache.write(index, seen.rows_N, k_row, index_k)
         q_all = functional.linear(_unit(q_latent, 1e-6), layer.queries)
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
@@ -157,8 +157,17 @@ def gathered_prefill_from(config: ModelConfig) -> int | None:
 
 
 def _unit(x: Tensor, eps: float) -> Tensor:
-    """RMS norm whose weight was folded into the product that follows."""
-    return functional.rms_norm(x, x.shape[-1:], None, eps)
+    """RMS norm whose weight was folded into the product that follows.
+
+    Four operations, where torch's own are eleven: on a few tokens their number is what a step costs.
+    """
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).mul_(x.shape[-1] ** -0.5)
+    return x / size.hypot_(_number(eps**0.5))
+
+
+@functools.lru_cache(maxsize=8)
+def _number(value: float) -> Tensor:
+    return torch.tensor(value)
 
 
 def _turns(positions: Tensor, config: ModelConfig) -> Tensor:
