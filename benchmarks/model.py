@@ -47,13 +47,18 @@ def make_pair(config: ModelConfig) -> tuple[WorldsmithForCausalLM, DeepseekV32Fo
 
 
 def train_step(model: torch.nn.Module, ids: Tensor, **options: object) -> None:
-    """One forward and backward."""
+    """One forward and backward of next-token cross-entropy; ours scores targets, as our trainers do."""
     model.train()
     model.zero_grad()
-    out = model(ids, use_cache=False, **options)
-    loss = functional.cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    if options.get("indexer_loss"):
-        loss = loss + out.indexer_loss
+    if isinstance(model, WorldsmithForCausalLM):
+        targets = functional.pad(ids[:, 1:], (0, 1), value=-1)
+        out = model(ids, targets=targets, **options)  # pyright: ignore[reportArgumentType]
+        loss = -out.target_logps.sum() / targets[:, 1:].numel()
+        if options.get("indexer_loss"):
+            loss = loss + out.indexer_loss
+    else:
+        logits = model(ids, use_cache=False).logits
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     loss.backward()
 
 
