@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,12 +22,15 @@ def ray_session(workers: int) -> Iterator[None]:
         yield
         return
     share_packages()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=max(workers, os.cpu_count() or 1),
         include_dashboard=False,
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which saves nothing
     try:
         yield
     finally:

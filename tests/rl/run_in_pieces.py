@@ -23,7 +23,7 @@ from rl.stopping import EXIT_CODE, Terminated
 from rl.train import train
 from tests.rl.small_run import make_config, make_data
 
-LONGEST_S = 120
+LONGEST_S = 400
 
 
 def start(config: TrainConfig, data: Data, out: Path) -> int:
