@@ -50,7 +50,7 @@ class Attention(nn.Module):
             rope=config.qk_rope_head_dim,
             value=config.v_head_dim,
         )
-        self.scale, self.selection = softmax_scale(config), selection(config)
+        self.scale = softmax_scale(config)
         self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
         self.q_a_layernorm = RMSNorm(config.q_lora_rank, 1e-6)
         self.q_b_proj = nn.Linear(config.q_lora_rank, heads * self.qk_head_dim, bias=False)
@@ -103,7 +103,7 @@ class Attention(nn.Module):
     def _plan(self, inputs: LayerInputs, forced_NK: Tensor | None) -> AttentionPlan:
         return AttentionPlan(
             scale=self.scale,
-            selection=self.selection,
+            selection=selection(self.config),  # as it now stands: a cold start changes it on the way
             forced=None if forced_NK is None else inputs.batch.to_rows(forced_NK),
             record=inputs.record_places,
             indexer_loss=inputs.indexer_loss,

@@ -155,6 +155,16 @@ def test_other_selectors_choose_by_position(selector: str) -> None:
         assert torch.allclose(wide(ids).logits[0], b, atol=1e-5)
 
 
+def test_a_selector_that_is_changed_on_the_way_is_the_one_that_attends() -> None:
+    """As a cold start does, from dense attention to the indexer's."""
+    model, ids = make_model(index_topk=4, token_selector="dense"), token_ids(2, 24)
+    dense = model(ids).logits
+    model.config.token_selector = "lightning"
+    sparse = make_model(index_topk=4)(ids).logits
+    assert torch.equal(model(ids).logits, sparse)
+    assert not torch.allclose(dense, sparse, atol=1e-2)
+
+
 def test_bad_arguments_say_what_was_expected() -> None:
     with pytest.raises(ValueError, match="indexer_loss must be one of"):
         make_model()(token_ids(1, 3), indexer_loss="full")
