@@ -100,8 +100,7 @@ def test_every_episode_row_says_what_its_boxes_were_shown_to_hold() -> None:
         "num_sampled",
         "num_turns",
     )
-    trajectory = SimpleNamespace(
-        **dict.fromkeys(names, 0), verdict=None, token_ids=[], seconds_environment=0.0, versions=(), baits=()
-    )
+    empty = dict.fromkeys(("token_ids", "versions", "baits", "turn_tokens", "tool_seconds"), ())
+    trajectory = SimpleNamespace(**dict.fromkeys(names, 0), **empty, verdict=None, seconds_environment=0.0)
     row = episode_row(trajectory, when="rl", boxes=HELD)  # type: ignore[arg-type]  # a trajectory's fields
     assert (row["tier"], row["capabilities"]) == ("namespaces", HELD.digest)
