@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -23,15 +24,26 @@ def ray_session(workers: int) -> Iterator[None]:
         return
     share_packages()
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=max(workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place, which saves nothing
+    try:
+        ray.init(
+            num_cpus=max(workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except SystemExit:  # a SIGTERM that met Ray's handler
+        ray.shutdown()
+        _restore(on_sigterm)
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    _restore(on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _restore(on_sigterm: Any) -> None:
+    """Ray has put a handler of its own in the place of this one, which saves nothing."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
