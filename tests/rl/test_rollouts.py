@@ -153,7 +153,10 @@ def test_a_process_that_goes_on_from_a_checkpoint_trains_what_was_left_and_nothi
         for step in range(4):
             trained += {t.group: None for t in first.next_batch().taught}
             first.step_done(weights(step + 1))
-        kept = first.saved()
+        kept, until = first.saved(), time.monotonic() + 30
+        while not (kept.open or kept.ready) and time.monotonic() < until:
+            time.sleep(0.01)  # the actors' thread begins the next groups when it gets its turn
+            kept = first.saved()
         first.next_batch()  # what a kill undoes
     assert kept.open or kept.ready
     second = AsynchronousRollouts(run, ScriptedActors(6), kept, num_seats=1, version=4)
