@@ -30,7 +30,7 @@ import sysconfig
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -114,22 +114,31 @@ def works(environment: Path) -> bool:
 
 
 def install_dependencies(cache: Path, key: str, requirements: list[str]) -> Path:
-    final = cache / f"venv-{key}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with lock(cache / f"venv-{key}.lock"):
-        if (final / MARKER).exists():
-            return final
-        for stale in [*cache.glob(f"venv-{key}.partial-*"), final]:
-            shutil.rmtree(stale, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"venv-{key}.partial-", dir=cache))
-        say(f"installing the dependencies (about 2 GB, two or three minutes) into {final}")
-        started = time.monotonic()
+    def fill(partial: Path) -> None:
         create_venv(partial, "--clear")
         pinned = ["-c", str(CHECKOUT / "constraints.txt"), *requirements]
         pip_install(partial, pinned, cache / f"venv-{key}.log")
         # Pyright fetches its own program at its first start; afterwards it needs no network.
         run_quietly([partial / "bin" / "python", "-m", "pyright", "--version"])
-        (partial / MARKER).write_text(json.dumps({"key": key}))
+
+    what = "installing the dependencies (about 2 GB, two or three minutes)"
+    return make_once(cache / f"venv-{key}", MARKER, what, fill)
+
+
+def make_once(final: Path, marker: str, what: str, fill: Callable[[Path], None]) -> Path:
+    """The folder, filled under another name and renamed when complete; one that is there is kept."""
+    cache, name = final.parent, final.name
+    cache.mkdir(parents=True, exist_ok=True)
+    with lock(cache / f"{name}.lock"):
+        if (final / marker).exists():
+            return final
+        for stale in [*cache.glob(f"{name}.partial-*"), final]:
+            shutil.rmtree(stale, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.partial-", dir=cache))
+        say(f"{what} into {final}")
+        started = time.monotonic()
+        fill(partial)
+        (partial / marker).write_text(json.dumps({"key": name}))
         partial.rename(final)
         say(f"installed in {time.monotonic() - started:.0f} s")
     return final

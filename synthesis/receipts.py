@@ -3,16 +3,13 @@
 A shard without a receipt, or whose files are no longer those of its receipt, is made again.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-from envs.files import write_whole
+from envs.files import lock_file, write_whole
 from envs.task import canonical_json
 from synthesis.corpus import Shard
 
@@ -54,18 +51,7 @@ def _receipt_name(kind: str, name: str) -> str:
     return f"{WORK}/{kind}-{name}.json"
 
 
-@contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
-    """One run at a time in a directory; the lock goes with the process."""
-    (directory / WORK).mkdir(exist_ok=True)
-    file = os.open(directory / WORK / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{directory}: another synth is writing here; wait for it or give another --out"
-            ) from None
-        yield
-    finally:
-        os.close(file)
+def locked_directory(directory: Path) -> AbstractContextManager[None]:
+    """One run at a time in a directory. Raises ValueError when another one is there."""
+    busy = f"{directory}: another synth is writing here; wait for it or give another --out"
+    return lock_file(directory / WORK / "lock", busy)
