@@ -222,13 +222,13 @@ def _parse_arguments(body: str) -> dict[str, Any] | ParseFault:
         if _CONTROL.search(value):
             return ParseFault(fault=f"a control token inside the value of parameter {name}")
         try:
-            arguments[name] = value if kind == "true" else _parse_json(value)
+            arguments[name] = value if kind == "true" else parse_json(value)
         except (ValueError, RecursionError):
             return ParseFault(fault=f"the value of parameter {name} is not JSON")
     return arguments
 
 
-def _parse_json(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Raises ValueError for what is not JSON, NaN, 1e999 and half a character (a lone surrogate) included."""
     value = json.loads(text)
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""Plays tasks of the code family with scripted agents in pooled boxes, on Ray actors that may die.
+"""Plays tasks of the code family in pooled boxes, by scripted agents or a served model, on mortal Ray actors.
 
 Each actor holds one pool of its node: boxes of agents are reset with proof and used again, boxes that grade
 are new every time. An episode whose actor or box is lost is played again, from its beginning and by the same
@@ -22,11 +22,13 @@ from envs.sandbox.choose import choose_sandbox
 from envs.sandbox.contract import SandboxError
 from envs.sandbox.leases import reap_files
 from envs.sandbox.pool import BoxPool, PoolConfig
+from rl.endpoint import EndpointConfig, Failures, endpoint_row, play_served
 from rl.evaluate import Row, scripted_row
 from rl.trajectory import PlayRequest
 
 MAX_ATTEMPTS = 12
 """Of one episode; an actor that dies takes all of its episodes along, guilty or not."""
+ENDPOINT_ATTEMPTS = 3
 NO_BOX_PAUSE_S = 1.0
 AGENTS: dict[str, Callable[[CodeTask], Agent]] = {
     "oracle": lambda task: PlanAgent(gold_plan(task)),
@@ -45,12 +47,21 @@ class BoxPlayers:
     workers: int = 1
     threads: int = 2
     honeypots: bool = False
+    endpoint: EndpointConfig | None = None
+    """The served model that plays instead of an agent called `policy`."""
 
     def __post_init__(self) -> None:
-        if self.policy not in AGENTS:
-            raise ValueError(f"code tasks are played by {' or '.join(AGENTS)}, got {self.policy!r}")
+        if self.endpoint is None and self.policy not in AGENTS:
+            raise ValueError(
+                f"code tasks are played by {', '.join(AGENTS)} or openai:URL#MODEL, got {self.policy!r}"
+            )
         if self.workers < 1 or self.threads < 1:
             raise ValueError(f"workers and threads must be at least 1, got {self.workers} and {self.threads}")
+
+    @property
+    def attempts(self) -> int:
+        """At one episode. An endpoint has been asked again by its client already."""
+        return MAX_ATTEMPTS if self.endpoint is None else ENDPOINT_ATTEMPTS
 
 
 class BoxWorker:
@@ -63,6 +74,7 @@ class BoxWorker:
         make = choose_sandbox(players.tier, log=lambda line: None).make
         self._agents = BoxPool(make, PoolConfig(warm=1))
         self._graders = BoxPool(make, PoolConfig(warm=2, max_uses=1))
+        self._client = players.endpoint.client() if players.endpoint is not None else None
 
     def play(self, request: PlayRequest) -> Row:
         task = self._tasks[request.task_index]
@@ -74,6 +86,8 @@ class BoxWorker:
         )
         try:
             with closing(env):
+                if self._client is not None:
+                    return endpoint_row(request, task, play_served(env, self._client, seed=request.seed))
                 result, messages = play_agent(env, AGENTS[self._players.policy](task))
         except SandboxError:  # no box could be had: nothing was played
             time.sleep(NO_BOX_PAUSE_S)
@@ -96,7 +110,11 @@ class _Slot:
 def play_in_boxes(
     players: BoxPlayers, tasks: Sequence[CodeTask], requests: Sequence[PlayRequest]
 ) -> Iterator[Row]:
-    """One row for each request, as they end. Ray runs already."""
+    """One row for each request, as they end. Ray runs already.
+
+    Raises EndpointError where the endpoint fails time after time.
+    """
+    failures = Failures()
     remote: Any = ray.remote
     worker = remote(num_cpus=0, max_concurrency=players.threads + 1, scheduling_strategy="SPREAD")(BoxWorker)
     held = ray.put(list(tasks))
@@ -122,7 +140,8 @@ def play_in_boxes(
                 slot.actor, slot.playing = start(), {}
                 yield from _again(lost, waiting, tasks)
                 continue
-            if Cause(row["cause"]).is_infrastructure and request.attempt + 1 < MAX_ATTEMPTS:
+            failures.note(row["reason"] if row["cause"] == Cause.REPLICA_FAILED else "")
+            if Cause(row["cause"]).is_infrastructure and request.attempt + 1 < players.attempts:
                 waiting.append(replace(request, attempt=request.attempt + 1))
             else:
                 yield row

@@ -47,7 +47,7 @@ COMMANDS = {
     "certify": Command("worldsmith.certify_command", "re-check the certificates of a corpus"),
     "audit": Command("worldsmith.audit_command", "the gates on anybody's tasks"),
     "mcp": Command("worldsmith.mcp_command", "serve a task's tools over MCP"),
-    "eval": Command("worldsmith.eval_command", "play tasks with a policy and grade them"),
+    "eval": Command("worldsmith.eval_command", "play tasks with a policy and grade them", resumable=True),
     "train": Command("worldsmith.train_command", "cold start and reinforcement learning", resumable=True),
     "report": Command("worldsmith.report", "a page with a run's curves and tables"),
     "explain": Command("worldsmith.explain_command", "why learner and replica disagree, by cause"),

