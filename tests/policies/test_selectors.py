@@ -94,6 +94,7 @@ def test_random_depends_on_the_pair_and_the_seed_alone() -> None:
     assert keep("random", view, seed=1) != keep("random", view)
     assert keep("random", Pairs(torch.zeros(3, 40))) == keep("random", view)[-3:]
     assert sorted({place for row in keep("random", view) for place in row})[-1] > 30
+    assert len({tuple(row) for row in keep("random", view)[-8:]}) == 8  # each query draws for itself
 
 
 def test_lsh_ranks_candidates_by_score_and_keeps_nobody_else() -> None:
