@@ -123,6 +123,17 @@ def test_one_selectors_choice_is_forced_on_another_model_and_empty_rows_choose_l
     )
 
 
+def test_a_row_that_names_few_places_attends_to_those_alone_in_training_and_in_decoding() -> None:
+    model, ids = make_model(), token_ids(1, 14)
+    few = torch.full((1, 14, LAYERS, K), -1)
+    few[0, 9:, :, :2] = torch.tensor([3, 8])
+    forced = model(ids, selected=few, return_selected=True)
+    assert as_sets(forced.selected[0])[9:] == [[{3, 8}] * LAYERS] * 5
+    logits, _, places = decode(model, ids[0], 5, selected=few[0])
+    assert as_sets(places)[9:] == [[{3, 8}] * LAYERS] * 5
+    assert torch.allclose(logits, forced.logits[0], atol=1e-4)
+
+
 def test_selections_of_padded_rows_count_from_their_first_token() -> None:
     model, ids = make_model(), token_ids(1, 11)
     alone = model(ids, return_selected=True)

@@ -16,7 +16,7 @@ from policies.tokenizer import build_tokenizer
 from rl.cold_start import make_rl_optimizer
 from rl.learner import Feed, Learner, Objective, make_args
 from rl.losses import LossConfig
-from rl.recorded import Keep, Recorded, entropy, recorded
+from rl.recorded import Keep, Recorded, entropy, recorded, rows_of
 from rl.trajectory import Trajectory
 
 ROWS, GROUP = 8, 4
@@ -156,6 +156,16 @@ def test_records_lie_where_their_tokens_lie_and_a_lost_episode_has_none() -> Non
     assert recorded([lost], 1, 1, Keep()) == Recorded()
     off = Keep(routing=False, selection=False, sampling_mask=False)
     assert recorded([first], width, 24, off) == Recorded()
+
+
+def test_a_micro_batch_is_held_to_the_records_of_its_own_rows() -> None:
+    records = Recorded(routes=torch.arange(4).view(4, 1, 1, 1), kept=torch.arange(4).view(4, 1, 1) + 10)
+    held = rows_of(records, torch.tensor([2, 0]))
+    assert held.routes is not None
+    assert held.kept is not None
+    assert held.routes.flatten().tolist() == [2, 0]
+    assert held.kept.flatten().tolist() == [12, 10]
+    assert held.selected is None
 
 
 def test_entropy_counts_nothing_for_ids_that_were_cut() -> None:
