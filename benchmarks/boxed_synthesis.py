@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from envs.sandbox.choose import choose_sandbox
-from synthesis.pipeline import SynthConfig, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import SynthConfig
 
 
 def main() -> int:

@@ -1,52 +1,95 @@
 """Measure difficulty without a model: how often agents of graded ability solve tasks, as each dial is turned.
 
-Dials: items, offers and rules of the warehouse's purchases (`synthesis.domains.warehouse_bundle`), one turned
-at a time while the others stay, on worlds of the same seeds; and, with --levels, each domain's levels. An
-agent (`synthesis.graded`) plays each task once; intervals are Wilson's at 95 %. A dial *falls* for an agent
-when no step up raises the pass rate; a step rises *clearly* when it does so by more than chance explains (a
-z-test of two shares at 5 %). The last line of --json is one JSON object.
+Dials: items, offers and rules of the warehouse's purchases, patients and rules of the clinic's rounds,
+sessions and rules of an event in rooms, one turned at a time while the others stay, on worlds of the same
+seeds; and, with --levels, each domain's levels. An agent (`synthesis.graded`) plays each task once; intervals
+are Wilson's at 95 %. Of each agent and dial: the drop from the first setting to the last with Newcombe's
+interval, the largest rise, and whether chance explains it (`synthesis.monotone`, corrected by Holm for all
+agents and dials of the run). The last line of --json is one JSON object.
 
 Run as a module: `python -m benchmarks.difficulty`.
 """
 
 import argparse
 import json
-import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from multiprocessing import get_context
+from typing import Any
 
 from envs.task import stable_seed
 from envs.tool_server import ToolServer
+from envs.tools import Tool
 from envs.verifier import Episode, grade_answers
 from envs.world import build_image
-from synthesis.domains.warehouse_bundle import Dials, draft_at
-from synthesis.domains.warehouse_tools import TOOLSETS
+from synthesis.domains import (
+    clinic_round,
+    clinic_tools,
+    rooms_event,
+    rooms_world,
+    warehouse_bundle,
+    warehouse_tools,
+)
 from synthesis.general import DOMAINS, domain_named, make_task
 from synthesis.graded import ABILITIES, graded_plan
 from synthesis.grammar import Draft
+from synthesis.monotone import Trend, holm, trend
 from synthesis.tally import wilson
 
-DIALS: dict[str, Sequence[int]] = {"items": (2, 3, 4, 5), "offers": (2, 3, 4, 5, 6), "rules": (0, 1, 2, 3)}
-BASE = Dials()
 MAX_SEEDS = 40
 """Tried for each task that is wanted."""
-Z_ONE_SIDED = 1.645
+LEVEL = 5
+ALL = "all"
 Makes = Callable[[int], Draft | None]
 Counts = dict[str, tuple[int, int]]
 """By agent: passed, played."""
+Rows = dict[str, list[tuple[int, int]]]
+"""By agent: passed and played at each setting."""
 
 
-def purchase(dial: str, value: int, index: int) -> Draft | None:
-    seed = stable_seed("difficulty", index)
-    dials = replace(BASE, **{dial: value})
-    return draft_at(dials, "warehouse", 5, seed, TOOLSETS[index % len(TOOLSETS)])
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turned:
+    """A domain's dials. draft_at: a seed's draft at any setting. values: what each dial is turned to."""
+
+    draft_at: Callable[[Any, str, int, int, tuple[Tool, ...]], Draft | None]
+    base: Any
+    toolsets: Sequence[tuple[Tool, ...]]
+    values: Mapping[str, Sequence[int]]
+
+
+TURNED = {
+    "warehouse": Turned(
+        draft_at=warehouse_bundle.draft_at,
+        base=warehouse_bundle.Dials(),
+        toolsets=warehouse_tools.TOOLSETS,
+        values={"items": (2, 3, 4, 5), "offers": (2, 3, 4, 5, 6), "rules": (0, 1, 2, 3)},
+    ),
+    "clinic": Turned(
+        draft_at=clinic_round.round_at,
+        base=clinic_round.RoundDials(),
+        toolsets=clinic_tools.TOOLSETS,
+        values={"patients": (2, 3, 4), "rules": (0, 1, 2)},
+    ),
+    "rooms": Turned(
+        draft_at=rooms_event.event_at,
+        base=rooms_event.EventDials(),
+        toolsets=rooms_world.TOOLSETS,
+        values={"sessions": (1, 2, 3), "rules": (0, 1, 2)},
+    ),
+}
+
+
+def turned(domain: str, dial: str, value: int, index: int) -> Draft | None:
+    """The index-th seed's draft with one dial turned."""
+    seed, how = stable_seed("difficulty", index), TURNED[domain]
+    dials = replace(how.base, **{dial: value})
+    return how.draft_at(dials, domain, LEVEL, seed, how.toolsets[index % len(how.toolsets)])
 
 
 def levelled(domain: str, level: int, index: int) -> Draft | None:
@@ -60,15 +103,11 @@ def passes(draft: Draft, ability: str, index: int) -> bool:
     seed = stable_seed("difficulty", ability, index)
     plan = graded_plan(domain, draft, image, ABILITIES[ability], seed=seed)
     task = make_task(domain, draft, world_hash="", gold=plan)
-    server = ToolServer(image, draft.tools)
-    try:
+    with closing(ToolServer(image, draft.tools)) as server:
         for call in plan.calls:
             server.call(call)
-        episode = Episode(
-            initial=image, final=server.snapshot(), journal=tuple(server.journal), answer=plan.answer
-        )
-    finally:
-        server.close()
+        journal, final = tuple(server.journal), server.snapshot()
+    episode = Episode(initial=image, final=final, journal=journal, answer=plan.answer)
     return grade_answers(task, episode, [plan.answer])[0].score == 1.0
 
 
@@ -89,71 +128,76 @@ def measure(cell: tuple[Makes, int]) -> Counts:
     return {ability: (count, played) for ability, count in passed.items()}
 
 
-def rises(steps: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """How many steps of a dial raise the pass rate, and how many clearly."""
-    any_rise = clear = 0
-    for (hits_a, n_a), (hits_b, n_b) in pairwise(steps):
-        difference = hits_b / n_b - hits_a / n_a
-        pooled = (hits_a + hits_b) / (n_a + n_b)
-        error = math.sqrt(pooled * (1 - pooled) * (1 / n_a + 1 / n_b))
-        any_rise += difference > 0
-        clear += error > 0 and difference / error > Z_ONE_SIDED
-    return any_rise, clear
+def rows_of(found: Sequence[Counts]) -> Rows:
+    """By agent, and for all of them together."""
+    rows = {ability: [counts[ability] for counts in found] for ability in ABILITIES}
+    every = [tuple(map(sum, zip(*counts.values(), strict=True))) for counts in found]
+    return rows | {ALL: [(hits, played) for hits, played in every]}
 
 
-def table(name: str, settings: Sequence[int], found: Sequence[Counts]) -> list[dict[str, object]]:
-    """Prints one dial's table; returns its rows."""
-    rows: list[dict[str, object]] = []
+def show(name: str, settings: Sequence[int], rows: Rows, trends: Mapping[str, tuple[Trend, float]]) -> None:
+    """Prints one dial's table. trends: by agent, with the corrected p-value."""
     print(f"\n{name}: {', '.join(map(str, settings))}")
-    for ability in (*ABILITIES, "all"):
-        steps = [
-            counts[ability]
-            if ability != "all"
-            else (sum(hits for hits, _ in counts.values()), sum(n for _, n in counts.values()))
-            for counts in found
-        ]
-        if not all(played for _, played in steps):
-            continue
+    for agent, steps in rows.items():
         cells = []
         for hits, played in steps:
             low, high = wilson(hits, played)
-            cells.append(f"{hits / played:.2f} ({low:.2f} to {high:.2f})")
-        any_rise, clear = rises(steps)
-        verdict = "falls" if not any_rise else f"rises at {any_rise} step(s), clearly at {clear}"
-        print(f"  {ability:<16} {'  '.join(cells)}  {verdict}", flush=True)
-        rows.append({"agent": ability, "passed": steps, "rises": any_rise, "clear_rises": clear})
-    return rows
+            cells.append(f"{hits / played:.3f} ({low:.3f} to {high:.3f})")
+        found, p_value = trends[agent]
+        low, high = found.interval
+        verdict = f"{found.verdict(p_value)}: drop {found.drop:.3f} ({low:.3f} to {high:.3f}), largest rise"
+        verdict += f" {found.rise:.3f} (at most {found.most:.3f}), p {found.p_value:.3f}"
+        print(f"  {agent:<16} {'  '.join(cells)}  {verdict}", flush=True)
+
+
+def report(dials: Mapping[str, Sequence[int]], rows: Mapping[str, Rows]) -> dict[str, Any]:
+    """Prints every table; what --json gives. A dial with a setting that gave no task is left out."""
+    whole = {name: each for name, each in rows.items() if all(played for _, played in each[ALL])}
+    trends = {(name, agent): trend(steps) for name, each in whole.items() for agent, steps in each.items()}
+    corrected = dict(zip(trends, holm([found.p_value for found in trends.values()]), strict=True))
+    result: dict[str, Any] = {}
+    for name, each in whole.items():
+        found = {agent: (trends[name, agent], corrected[name, agent]) for agent in each}
+        show(name, dials[name], each, found)
+        result[name] = {
+            agent: {"steps": steps, **asdict(one), "verdict": one.verdict(p_value)}
+            for (agent, steps), (one, p_value) in zip(each.items(), found.values(), strict=True)
+        }
+    verdicts = [row["verdict"] for each in result.values() for agent, row in each.items() if agent != ALL]
+    counts = {word: verdicts.count(word) for word in ("falls", "flat", "rises")}
+    said = ", ".join(f"{count} {word}" for word, count in counts.items())
+    print(f"\nof {len(verdicts)} agents with a dial: {said}")
+    return {"dials": result, "verdicts": counts}
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", type=int, default=150, help="tasks for each setting (default: 150)")
+    parser.add_argument("--tasks", type=int, default=400, help="tasks for each setting (default: 400)")
+    parser.add_argument("--domain", choices=[*TURNED, ALL], default=ALL, help="whose dials (default: all)")
     parser.add_argument("--levels", action="store_true", help="each domain's levels, too")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.tasks < 1 or args.workers < 1:
         parser.error("--tasks and --workers must be at least 1")
-    dials: dict[str, list[tuple[int, Makes]]] = {
-        dial: [(value, partial(purchase, dial, value)) for value in values] for dial, values in DIALS.items()
-    }
-    if args.levels:
-        for name, domain in DOMAINS.items():
-            dials[f"{name}, level"] = [(level, partial(levelled, name, level)) for level in domain.levels]
-    result: dict[str, object] = {"machine": platform.processor() or platform.machine(), "tasks": args.tasks}
+    cells: dict[str, dict[int, Makes]] = {}
+    for domain, how in TURNED.items():
+        for dial, values in how.values.items() if args.domain in (domain, ALL) else ():
+            cells[f"{domain}, {dial}"] = {value: partial(turned, domain, dial, value) for value in values}
+    for name, domain in DOMAINS.items() if args.levels else ():
+        cells[f"{name}, level"] = {level: partial(levelled, name, level) for level in domain.levels}
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         running = {
-            name: [pool.submit(measure, (make, args.tasks)) for _, make in settings]
-            for name, settings in dials.items()
+            name: [pool.submit(measure, (make, args.tasks)) for make in makes.values()]
+            for name, makes in cells.items()
         }
-        result["dials"] = {
-            name: table(name, [value for value, _ in dials[name]], [each.result() for each in futures])
-            for name, futures in running.items()
-        }
+        rows = {name: rows_of([each.result() for each in futures]) for name, futures in running.items()}
+    result = report({name: list(makes) for name, makes in cells.items()}, rows)
     if args.json:
-        print(json.dumps(result | {"cores": os.cpu_count()}))
+        machine = platform.processor() or platform.machine()
+        print(json.dumps({"machine": machine, "cores": os.cpu_count(), "tasks": args.tasks, **result}))
     return 0
 
 

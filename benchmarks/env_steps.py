@@ -30,7 +30,7 @@ from envs.agents import gold_plan, play_plan
 from envs.task import Task, stable_seed
 from envs.world import open_image
 from synthesis.general import DOMAINS, Candidate, domain_named, make_candidate
-from synthesis.pipeline import DEFAULT_LEVELS
+from synthesis.shard_plan import DEFAULT_LEVELS
 
 TAU2_SCRIPT = r"""
 import json, sys, time

@@ -23,7 +23,8 @@ from envs.task import stable_seed
 from synthesis.certificate import certify_candidate
 from synthesis.corpus import CorpusTask
 from synthesis.general import DOMAINS, make_candidate
-from synthesis.pipeline import DEFAULT_LEVELS, SynthConfig, plan_shards, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import DEFAULT_LEVELS, SynthConfig, plan_shards
 
 PEER = "reasoning-gym==0.1.25"
 PEER_SCRIPT = """

@@ -11,9 +11,9 @@ from.
 import hashlib
 import json
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from envs.tools import STRICT, Tool
@@ -124,6 +124,8 @@ class Provenance:
     seed: int
     lineage: tuple[str, ...] = ()
     """The ids of the easier tasks that this one was raised from, oldest first."""
+    twin_of: Annotated[str, Field(exclude_if=lambda task_id: not task_id)] = ""
+    """The id of the task whose counterfactual twin this is; empty, and then in no file: it is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=STRICT)

@@ -69,6 +69,10 @@ class RlSection(Section):
     levels: tuple[int, ...]
     """Levels that are trained on; the others stay unseen."""
     loss: LossSection = LossSection()
+    twins: bool = False
+    """A task that has a twin in the corpus shares its groups with it: half of the episodes play the twin."""
+    twin_bonus: float = Field(default=0.0, ge=0)
+    """Added to the rewards of an episode and its twin's where both are right; needs `twins`."""
     reward_order: str = Field(default="true", pattern="^(true|shuffled)$")
     """shuffled: the control; rewards change places inside each group."""
     checkpoint_every: int = Field(default=10, ge=1)
@@ -77,6 +81,10 @@ class RlSection(Section):
     def _groups_fit(self) -> Self:
         if self.groups_trained > self.groups_per_step:
             raise ValueError(f"groups_trained must be at most groups_per_step ({self.groups_per_step})")
+        if self.twins and self.group_size % 2:
+            raise ValueError(f"group_size must be even with twins, got {self.group_size}")
+        if self.twin_bonus and not self.twins:
+            raise ValueError("twin_bonus needs twins: true")
         if self.groups_trained * self.group_size % self.rows_per_micro_batch:
             raise ValueError(
                 f"rows_per_micro_batch must divide groups_trained x group_size"

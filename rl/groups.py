@@ -1,22 +1,31 @@
-"""Which episodes a group has, and which groups teach: draws by seed, and a choice among the played."""
+"""Which episodes a group has, and which groups teach: draws by seed, and a choice among the played.
+
+With `rl.twins` a group is about a task and its counterfactual twin, which differ in one fact: its first half
+plays the one, its second half the other. A policy that does not mind the fact gets the group's mean from
+both, so nothing is learnt from what it does on both alike.
+"""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from envs.task import stable_seed
 from rl.advantage import has_signal, rewards_of, shuffled_within_groups
+from rl.config import RlSection
 from rl.run import Run
-from rl.trajectory import PlayRequest, Trajectory
+from rl.trajectory import PlayableTask, PlayRequest, Trajectory
+
+Choice = tuple[int, ...]
+"""Places of the training tasks that a group is about: a task, or a task and its twin."""
 
 
 def requests_of_step(run: Run, step: int) -> list[PlayRequest]:
     """The step's groups: tasks of the trained levels, drawn by (seed, step)."""
     config = run.config.rl
     rng = random.Random(stable_seed(run.config.seed, "draw", step))
-    pool = task_pool(run)
+    pool = task_pool(config, run.data.tasks)
     chosen = [rng.choice(pool) for _ in range(config.groups_per_step)]
     return [
         PlayRequest(
@@ -26,42 +35,97 @@ def requests_of_step(run: Run, step: int) -> list[PlayRequest]:
             attempt=0,
             seed=stable_seed(run.config.seed, run.data.tasks[index].task.task_id, step, group, sample),
         )
-        for group, index in enumerate(chosen)
-        for sample in range(config.group_size)
+        for group, choice in enumerate(chosen)
+        for sample, index in enumerate(_by_sample(choice, config.group_size))
     ]
 
 
 def requests_of_group(run: Run, number: int) -> list[PlayRequest]:
     """A group of asynchronous training, drawn by (seed, number) alone."""
-    index = random.Random(stable_seed(run.config.seed, "group", number)).choice(task_pool(run))
-    task_id = run.data.tasks[index].task.task_id
+    pool = task_pool(run.config.rl, run.data.tasks)
+    choice = random.Random(stable_seed(run.config.seed, "group", number)).choice(pool)
     return [
         PlayRequest(
             task_index=index,
             group=number,
             sample=sample,
             attempt=0,
-            seed=stable_seed(run.config.seed, task_id, "group", number, sample),
+            seed=stable_seed(run.config.seed, run.data.tasks[index].task.task_id, "group", number, sample),
         )
-        for sample in range(run.config.rl.group_size)
+        for sample, index in enumerate(_by_sample(choice, run.config.rl.group_size))
     ]
 
 
-def task_pool(run: Run) -> list[int]:
-    """Places of the training tasks of the trained levels."""
-    levels = run.config.rl.levels
-    return [i for i, playable in enumerate(run.data.tasks) if playable.task.level in levels]
+def _by_sample(choice: Choice, group_size: int) -> list[int]:
+    """The task of each sample: equal parts, one after the other."""
+    return [choice[sample * len(choice) // group_size] for sample in range(group_size)]
 
 
-def with_ordered_rewards(run: Run, played: Sequence[Trajectory], step: int) -> Sequence[Trajectory]:
-    """The trajectories as the learner gets them: in the control, rewards have changed places inside each
-    group.
+def task_pool(config: RlSection, tasks: Sequence[PlayableTask]) -> list[Choice]:
+    """What a group may be about: each of the tasks that is of the trained levels, or it with its twin."""
+    places = [place for place, playable in enumerate(tasks) if playable.task.level in config.levels]
+    if not config.twins:
+        return [(place,) for place in places]
+    by_id = {tasks[place].task.task_id: place for place in places}
+    original_of = {place: by_id.get(tasks[place].task.provenance.twin_of) for place in places}
+    twin_of = {original: twin for twin, original in original_of.items()}
+    return [
+        (place, twin_of[place]) if place in twin_of else (place,)
+        for place in places
+        if original_of[place] is None
+    ]
+
+
+def check_twins(config: RlSection, tasks: Sequence[PlayableTask]) -> None:
+    """Raises ValueError when twins are asked for and the trained levels have none."""
+    if config.twins and not any(len(choice) > 1 for choice in task_pool(config, tasks)):
+        raise ValueError(
+            "rl.twins: no task of the trained levels has its twin in the corpus; make one with"
+            " worldsmith synth --twins"
+        )
+
+
+def twin_pairs(played: Sequence[Trajectory], group_size: int) -> Iterator[tuple[int, int]]:
+    """Places of an episode and of its twin's that bears the same number in its half of the group."""
+    half = group_size // 2
+    for start in range(0, len(played), group_size):
+        if played[start].task_id != played[start + half].task_id:
+            yield from ((start + at, start + half + at) for at in range(half))
+
+
+def share_of_both(run: Run, played: Sequence[Trajectory]) -> float | None:
+    """Of the pairs of episodes on twins that were measured, the share right on both; None: there is none."""
+    pairs = [
+        (played[one].reward, played[other].reward)
+        for one, other in twin_pairs(played, run.config.rl.group_size)
+    ]
+    both = [one == other == 1.0 for one, other in pairs if one is not None and other is not None]
+    return sum(both) / len(both) if both else None
+
+
+def as_taught(run: Run, played: Sequence[Trajectory], step: int) -> Sequence[Trajectory]:
+    """The trajectories as the learner gets them: with the bonus for twins, and in the control with rewards
+    that have changed places inside each group.
     """
+    rewarded = _with_bonus(run, played)
     if run.config.rl.reward_order == "true":
-        return played
+        return rewarded
     generator = torch.Generator().manual_seed(stable_seed(run.config.seed, "shuffle", step) % 2**31)
-    shuffled = shuffled_within_groups(rewards_of(played), run.config.rl.group_size, generator).tolist()
-    return [replace(t, reward=None if r != r else r) for t, r in zip(played, shuffled, strict=True)]
+    shuffled = shuffled_within_groups(rewards_of(rewarded), run.config.rl.group_size, generator).tolist()
+    return [replace(t, reward=None if r != r else r) for t, r in zip(rewarded, shuffled, strict=True)]
+
+
+def _with_bonus(run: Run, played: Sequence[Trajectory]) -> Sequence[Trajectory]:
+    """`rl.twin_bonus` more for an episode and its twin's where both are right."""
+    bonus = run.config.rl.twin_bonus
+    if not bonus:
+        return played
+    rewarded = list(played)
+    for pair in twin_pairs(played, run.config.rl.group_size):
+        if all(played[place].reward == 1.0 for place in pair):
+            for place in pair:
+                rewarded[place] = replace(played[place], reward=1.0 + bonus)
+    return rewarded
 
 
 def teaching_groups(run: Run, played: Sequence[Trajectory]) -> list[Trajectory]:

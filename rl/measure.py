@@ -17,6 +17,7 @@ from policies.weights import publish
 from rl.advantage import has_signal, rewards_of
 from rl.budget import generation_flops, training_flops
 from rl.evaluate import play_scripted, requests_for, summarize
+from rl.groups import share_of_both
 from rl.ledger import Ledger
 from rl.replica_workers import AnyWorkers
 from rl.run import Data, Run, sampling
@@ -78,6 +79,8 @@ def record_step(
         "ledger": ledger.as_fields(),
         **terms,
     }
+    if run.config.rl.twins:
+        fields["twins_both"] = share_of_both(run, played)
     run.log.metric("rl", fields)
     write_episodes(run, f"rl-step-{step:06d}", [episode_row(t, when="rl", boxes=IN_PROCESS) for t in played])
     run.observer.advance(1, f"pass rate {mean:.2f}" if mean is not None else "nothing measured")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from policies.weights import PublishedWeights
 from rl.buffer import Group, Limits, Schedule
-from rl.groups import requests_of_group, requests_of_step, teaching_groups, with_ordered_rewards
+from rl.groups import as_taught, requests_of_group, requests_of_step, teaching_groups
 from rl.ledger import Bucket, Ledger, ends_of_step
 from rl.rollout_worker import MAX_ATTEMPTS, Progress
 from rl.run import Run, sampling
@@ -93,7 +93,7 @@ class SynchronousRollouts:
         requests = requests_of_step(run, step)
         self._ledger.dispatch(len(requests))
         played = self._workers.play(requests, sampling(run))
-        taught = teaching_groups(run, with_ordered_rewards(run, played, step))
+        taught = teaching_groups(run, as_taught(run, played, step))
         self._ledger.settle(ends_of_step(played, taught, group_size=run.config.rl.group_size))
         return Batch(taught=taught, played=played)
 
@@ -180,7 +180,7 @@ class AsynchronousRollouts:
             played, self._ended = self._ended, []
             members = [member for group in groups for member in group.members]
             version = self._schedule.version
-            taught = list(with_ordered_rewards(self._run, members, version))
+            taught = list(as_taught(self._run, members, version))
             self._ledger.settle(ends_of_step(members, taught, group_size=self._run.config.rl.group_size))
         oldest = version - self._schedule.limits.max_staleness
         assert all(oldest_version(member, default=version) >= oldest for member in taught)

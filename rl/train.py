@@ -38,6 +38,7 @@ from rl.cold_start import (
     train_on,
 )
 from rl.config import TrainConfig
+from rl.groups import check_twins
 from rl.measure import baselines, demonstrators_note, evaluate
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
@@ -65,6 +66,7 @@ def train(
     after SIGTERM, with what was learnt saved.
     """
     check_engine(config.rollout.engine)
+    check_twins(config.rl, data.tasks)
     with graceful(GRACE_S) as stop:
         return _train(config, data, out, observer or Silent(), log, stop)
 

@@ -20,9 +20,14 @@ class Admission:
         self._index = DuplicateIndex()
 
     def refuse(self, entry: CorpusTask) -> str | None:
-        """Why the corpus does not take the task; None when it does."""
+        """Why the corpus does not take the task; None when it does.
+
+        A declared twin is not compared: it is as its task but for one fact, and stands or falls with it.
+        """
         if shared_runs(entry.task, shipped())[0]:
             return CONTAMINATED
+        if entry.task.provenance.twin_of:
+            return None
         signature = minhash(shingles(entry.task, entry.image))
         if self._index.seen(signature):
             return DUPLICATE

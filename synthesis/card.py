@@ -21,6 +21,10 @@ _LEGEND = (
     " of 0; a mutant of the verifier by an attack that tells it from the verifier. Open: no attack tells it,"
     " and the guesses are too many to try them all. Redundant: all were tried, and no verdict changes."
 )
+_TWINS = (
+    " Tasks stand in pairs, the second with `provenance.twin_of` the first: one fact of the world differs,"
+    " all that the agent is told is the same, and neither solution is right for the other."
+)
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
@@ -78,7 +82,7 @@ def _summary(config: dict[str, Any], shards: Sequence[Shard]) -> str:
         f"{rows['tasks']:,} tasks and {rows['demonstrations']:,} demonstrations, family `{config['family']}`,"
         f" seed {config['seed']}. Each task holds a world (an SQLite file), tools, a request, a reference"
         " solution, a verifier and a record for every gate that it passed; `worldsmith certify` proves all of"
-        " it again, offline."
+        " it again, offline." + _TWINS * bool(config.get("twins"))
     )
 
 

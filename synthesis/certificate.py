@@ -27,8 +27,9 @@ from envs.world import image_hash
 from synthesis.admission import Admission
 from synthesis.card import CARD, card_bytes
 from synthesis.corpus import CorpusTask, Manifest, Shard, read_checked, read_shard
+from synthesis.counterfactual import made_again
 from synthesis.gates.suite import GATES, run_gates
-from synthesis.general import FAMILY, Candidate, domain_named, make_candidate
+from synthesis.general import FAMILY, Candidate
 from synthesis.tally import checks, tally
 
 CERTIFICATE_VERSION = 1
@@ -113,7 +114,7 @@ def _rebuilt_fault(entry: CorpusTask) -> str | None:
     if task.family != FAMILY:
         return f"family {task.family!r} cannot be made again by this program"
     try:
-        rebuilt = make_candidate(domain_named(task.domain), task.level, task.world.seed)
+        rebuilt = made_again(task)
     except ValueError as error:
         return f"cannot be made again: {error}"
     if rebuilt is None or rebuilt.image != entry.image:
@@ -163,7 +164,13 @@ def check_shard(root: Path, shard: Shard) -> list[Fault]:
             Fault(where=shard.name, what=f"holds {len(entries)} tasks, corpus.json says {shard.rows}")
         )
     admission = Admission()
+    before = ""
     for entry in entries:
+        if entry.task.provenance.twin_of not in ("", before):
+            faults.append(
+                Fault(where=entry.task.task_id, what="does not stand behind the task it is a twin of")
+            )
+        before = entry.task.task_id
         if (reason := admission.refuse(entry)) is not None:
             faults.append(Fault(where=entry.task.task_id, what=f"{reason} refuses it"))
         if (entry.task.domain, entry.task.level) != (shard.domain, shard.level):

@@ -109,7 +109,10 @@ def prompt_shape(task: Task) -> str:
 
 @dataclass(slots=True)
 class Diversity:
-    """What one domain's tasks were like, counted as they come; `duplicates` of any domain's task before."""
+    """What one domain's tasks were like, counted as they come.
+
+    duplicates: of any domain's task before. A declared twin is none of the task that it is a twin of.
+    """
 
     structures: Counter[str] = field(default_factory=Counter)
     plans: Counter[str] = field(default_factory=Counter)
@@ -123,6 +126,8 @@ class Diversity:
         self.structures[structure(task, entry.image)] += 1
         self.plans[plan_shape(task)] += 1
         self.prompts[prompt_shape(task)] += 1
+        if task.provenance.twin_of:
+            return
         signature = minhash(shingles(task, entry.image))
         self.duplicates += index.seen(signature)
         index.add(signature)

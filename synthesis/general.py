@@ -71,8 +71,12 @@ def make_candidate(domain: Domain, level: int, seed: int) -> Candidate | None:
         assert easier.image == image
         lineage = (*easier.task.provenance.lineage, easier.task.task_id)
         task = replace(task, provenance=replace(task.provenance, lineage=lineage))
-    task = replace(task, task_id=f"{domain.name}-{level}-{content_hash(task)[:12]}")
-    return Candidate(task=task, image=image, draft=draft, easier=easier)
+    return Candidate(task=named(task), image=image, draft=draft, easier=easier)
+
+
+def named(task: Task) -> Task:
+    """The task with its id: domain, level and the beginning of its content hash."""
+    return replace(task, task_id=f"{task.domain}-{task.level}-{content_hash(task)[:12]}")
 
 
 def make_task(domain: Domain, draft: Draft, *, world_hash: str, gold: Plan) -> Task:

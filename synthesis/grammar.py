@@ -8,7 +8,7 @@ quality.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,9 +134,26 @@ class Raising(Protocol):
         ...
 
 
+@runtime_checkable
+class Twinning(Protocol):
+    """A domain whose worlds can be had with one fact changed (`synthesis.counterfactual`)."""
+
+    @property
+    def twin_levels(self) -> Sequence[int]: ...
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """Drafts of the seed's request in worlds one fact away from the seed's, in a fixed order."""
+        ...
+
+
 def toolsets_of(domain: Domain) -> Sequence[tuple[Tool, ...]]:
     """Every list of tools that a draft of the domain may have."""
     return domain.toolsets if isinstance(domain, Varied) else (domain.tools,)
+
+
+def twin_levels(domain: Domain) -> Sequence[int]:
+    """The levels at which the domain's tasks can have twins."""
+    return domain.twin_levels if isinstance(domain, Twinning) else ()
 
 
 def quote(value: str) -> str:

@@ -9,15 +9,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from envs.files import write_whole
-from envs.task import TASK_VERSION, canonical_json, digest, stable_seed
-from synthesis.admission import ADMISSION_VERSIONS, Admission
+from envs.task import canonical_json, digest, stable_seed
+from synthesis.admission import Admission
 from synthesis.candidates import certified_candidates
 from synthesis.card import CARD, card_bytes
 from synthesis.corpus import (
@@ -35,149 +35,20 @@ from synthesis.corpus import (
     toolsets_bytes,
 )
 from synthesis.demonstrations import Demonstration, demonstrate_once, demonstration_file
-from synthesis.gates.suite import GATE_VERSIONS, TITLES
-from synthesis.general import DOMAINS, FAMILY, domain_named
+from synthesis.gates.suite import TITLES
+from synthesis.general import DOMAINS, domain_named
 from synthesis.grammar import toolsets_of
 from synthesis.receipts import WORK, locked_directory, store_file, store_shard, stored_shard
+from synthesis.shard_plan import ShardSpec, SynthConfig, plan_shards
 from synthesis.tally import checks, tally
 
-DEFAULT_LEVELS = (1, 2, 3, 4)
-CANDIDATES_PER_ROW = 400
-"""A shard gives up after so many candidates for each row that it should hold."""
-DEMONSTRATION_ROWS = 500
 GENERATOR = "worldsmith synth 1"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SynthConfig:
-    """What a corpus is made from. `count` tasks and `demonstrations` are spread evenly over domains and
-    levels.
-    """
-
-    count: int
-    seed: int
-    family: str = FAMILY
-    domains: tuple[str, ...] = tuple(DOMAINS)
-    levels: tuple[int, ...] = DEFAULT_LEVELS
-    demonstrations: int = 0
-    demonstration_levels: tuple[int, ...] = ()
-    """Empty: those of `levels` that the domain shows to a cold start."""
-    slip_rates: tuple[float, ...] = (0.0,)
-    """The demonstrators take turns."""
-    shard_rows: int = 25
-    """Tasks in one shard: what a kill can cost."""
-    counts: tuple[tuple[str, int, int], ...] = ()
-    """(domain, level, tasks) where the tasks are not to be spread evenly; they add up to `count`."""
-
-    def __post_init__(self) -> None:
-        if self.family != FAMILY:
-            raise ValueError(f"family must be {FAMILY}, got {self.family!r}")
-        for name in ("count", "demonstrations"):
-            if not 0 <= getattr(self, name) <= 10_000_000:
-                raise ValueError(f"{name} must lie in 0 to 10,000,000, got {getattr(self, name)}")
-        if self.count == self.demonstrations == 0:
-            raise ValueError("count must be at least 1, got 0: nothing to make")
-        if not 1 <= self.shard_rows <= 10_000:
-            raise ValueError(f"shard_rows must lie in 1 to 10,000, got {self.shard_rows}")
-        if not self.slip_rates or not all(0 <= rate <= 1 for rate in self.slip_rates):
-            raise ValueError(f"slip_rates must be numbers in [0, 1], got {self.slip_rates}")
-        self._check_domains_and_levels()
-        self._check_counts()
-
-    def _check_domains_and_levels(self) -> None:
-        for name in ("domains", "levels"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise ValueError(f"{name} must be given, each once, got {values}")
-        known = sorted({level for name in self.domains for level in domain_named(name).levels})
-        for level in (*self.levels, *self.demonstration_levels):
-            if level not in known:
-                raise ValueError(f"level {level} does not exist; the levels are {', '.join(map(str, known))}")
-        if self.demonstrations and not self.demonstration_cells():
-            raise ValueError(f"none of the levels {self.levels} may be shown; give demonstration_levels")
-
-    def _check_counts(self) -> None:
-        if strange := [cell for *cell, _ in self.counts if tuple(cell) not in self.cells()]:
-            raise ValueError(f"counts: {strange[0]} is none of the domains' levels")
-        if (found := sum(count for *_, count in self.counts)) != self.count and self.counts:
-            raise ValueError(f"counts add up to {found}, count is {self.count}")
-
-    def cells(self) -> list[tuple[str, int]]:
-        return [
-            (name, level) for name in self.domains for level in self.levels if level in DOMAINS[name].levels
-        ]
-
-    def demonstration_cells(self) -> list[tuple[str, int]]:
-        chosen = self.demonstration_levels
-        return [
-            (name, level)
-            for name in self.domains
-            for level in (chosen or self.levels)
-            if level in (DOMAINS[name].levels if chosen else DOMAINS[name].shown_levels)
-        ]
-
-    def as_json(self) -> dict[str, Any]:
-        """All that decides the corpus' bytes, the versions of what makes it included."""
-        versions = {name: domain_named(name).version for name in self.domains}
-        fields = asdict(self)
-        if not self.counts:  # as it was before there were any, so that older corpora can be resumed
-            del fields["counts"]
-        gates = GATE_VERSIONS | ADMISSION_VERSIONS
-        made_by = {"domain_versions": versions, "gate_versions": gates, "task_version": TASK_VERSION}
-        return json.loads(canonical_json(fields | made_by))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardSpec:
-    """`start`: the first candidate's index within its domain and level."""
-
-    name: str
-    kind: str
-    domain: str
-    level: int
-    start: int
-    rows: int
-    seed: int
-    slip_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardResult:
     shard: Shard
     contents: dict[str, bytes]
-
-
-def plan_shards(config: SynthConfig) -> tuple[ShardSpec, ...]:
-    specs: list[ShardSpec] = []
-    plans = (
-        ("tasks", config.cells(), config.count, config.shard_rows, ()),
-        (
-            "demonstrations",
-            config.demonstration_cells(),
-            config.demonstrations,
-            DEMONSTRATION_ROWS,
-            config.slip_rates,
-        ),
-    )
-    for kind, cells, count, shard_rows, slip_rates in plans:
-        wanted = {(domain, level): number for domain, level, number in config.counts}
-        for index, (domain, level) in enumerate(cells):
-            even = count // len(cells) + (index < count % len(cells))
-            left = wanted.get((domain, level), 0) if kind == "tasks" and wanted else even
-            for first in range(0, left, shard_rows):
-                specs.append(
-                    ShardSpec(
-                        name=f"part-{sum(spec.kind == kind for spec in specs):05d}",
-                        kind=kind,
-                        domain=domain,
-                        level=level,
-                        start=first * CANDIDATES_PER_ROW,
-                        rows=min(shard_rows, left - first),
-                        seed=config.seed,
-                        slip_rates=slip_rates,
-                    )
-                )
-    return tuple(specs)
 
 
 def make_shard(spec: ShardSpec, *, sandbox: str | None = None) -> ShardResult:
@@ -212,19 +83,24 @@ def _make_tasks(spec: ShardSpec, sandbox: str | None) -> _Made:
     admission = Admission()
     index = 0
     candidates = certified_candidates(
-        spec.domain, spec.level, lambda index: _seed(spec, index), tier=sandbox, batch=spec.rows
+        spec.domain,
+        spec.level,
+        lambda index: _seed(spec, index),
+        tier=sandbox,
+        batch=spec.rows,
+        twins=spec.twins,
     )
-    while len(accepted) < spec.rows and index < spec.rows * CANDIDATES_PER_ROW:
+    while len(accepted) < spec.rows and index < spec.max_candidates:
         certified = next(candidates)
         index += 1
         if certified is None:
             rejections[NO_TASK] += 1
         elif isinstance(certified, str):
-            rejections[f"{certified} {TITLES[certified]}"] += 1
-        elif (reason := admission.refuse(certified)) is not None:
-            rejections[reason] += 1
+            rejections[f"{certified} {TITLES[certified]}" if certified in TITLES else certified] += 1
+        elif reasons := [reason for entry in certified if (reason := admission.refuse(entry)) is not None]:
+            rejections[reasons[0]] += 1
         else:
-            accepted.append(certified)
+            accepted += certified
     return task_files(spec.name, accepted), len(accepted), index, rejections
 
 
@@ -233,7 +109,7 @@ def _make_demonstrations(spec: ShardSpec) -> _Made:
     made: list[Demonstration] = []
     rejections: Counter[str] = Counter()
     index = 0
-    while len(made) < spec.rows and index < spec.rows * CANDIDATES_PER_ROW:
+    while len(made) < spec.rows and index < spec.max_candidates:
         slip_rate = spec.slip_rates[len(made) % len(spec.slip_rates)]
         shown = demonstrate_once(domain, spec.level, _seed(spec, index), slip_rate=slip_rate)
         index += 1

@@ -20,7 +20,8 @@ from rl.run import TIER
 from rl.run_files import RunLog, locked
 from rl.train import train
 from synthesis.corpus import MANIFEST
-from synthesis.pipeline import SynthConfig, plan_shards, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import SynthConfig, plan_shards
 from worldsmith.arguments import CommandParser
 from worldsmith.corpora import training_data
 from worldsmith.progress import Progress, duration

@@ -2,6 +2,9 @@
 
 Example: worldsmith synth --family general --domain all --count 800 --seed 1 --out corpora/train
 
+With --twins tasks come in pairs that differ in one fact of their worlds, so that another behaviour is right
+(docs/corpus.md).
+
 With --target-pass-rate 0.5 --from-run RUN the tasks are not spread evenly over domains and levels, but so
 that the policy that RUN played is predicted to pass half of them: an item-response model over the dials.
 
@@ -22,7 +25,9 @@ from pathlib import Path
 
 from synthesis.corpus import Manifest, Shard
 from synthesis.general import DOMAINS, FAMILY
-from synthesis.pipeline import DEFAULT_LEVELS, SynthConfig, plan_shards, synthesize
+from synthesis.grammar import twin_levels
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import DEFAULT_LEVELS, SynthConfig, plan_shards
 from worldsmith.aiming import aim_table, aimed
 from worldsmith.arguments import CommandParser, did_you_mean
 from worldsmith.progress import Progress
@@ -37,13 +42,7 @@ def main(argv: list[str]) -> int:
     if args.list_domains:
         print(json.dumps(_domains()) if args.json else _domain_table())
         return 0
-    if args.count is None or args.seed is None or args.out is None:
-        missing = [f"--{name}" for name in ("count", "seed", "out") if getattr(args, name) is None]
-        parser.error(f"{', '.join(missing)} missing")
-    if args.sandbox is not None and args.demonstrations:
-        parser.error(
-            "--sandbox makes no demonstrations, which are played in this process; leave one of them out"
-        )
+    _check_given(parser, args)
     config = _config(args)
     if args.target_pass_rate is not None:
         config = _aimed(config, args)
@@ -69,6 +68,15 @@ def main(argv: list[str]) -> int:
             _say_boxes(args.sandbox)
         manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard, sandbox=args.sandbox)
     return _report(manifest, args)
+
+
+def _check_given(parser: CommandParser, args: argparse.Namespace) -> None:
+    missing = [f"--{name}" for name in ("count", "seed", "out") if getattr(args, name) is None]
+    if missing:
+        parser.error(f"{', '.join(missing)} missing")
+    for name in ("demonstrations", "twins") if args.sandbox is not None else ():
+        if getattr(args, name):
+            parser.error(f"--sandbox makes no {name}, which are made in this process; leave one of them out")
 
 
 def rejection_note(rejections: Counter[str]) -> str:
@@ -123,6 +131,11 @@ def _parser() -> CommandParser:
         "--sandbox", choices=("auto", "docker", "namespaces"), metavar="TIER",
         help="make and try candidates in boxes (auto, docker, namespaces); the bytes are the same",
     )  # fmt: skip
+    parser.add_argument(
+        "--twins",
+        action="store_true",
+        help="tasks in pairs, each with its twin, where there are twins (--count counts both)",
+    )
     parser.add_argument("--shard-rows", type=_count, default=25, help="tasks in a shard (default: 25)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and make nothing")
     parser.add_argument("--list-domains", action="store_true", help="list the domains and their levels")
@@ -133,7 +146,9 @@ def _parser() -> CommandParser:
 
 
 def _config(args: argparse.Namespace) -> SynthConfig:
-    names = list(DOMAINS) if args.domain == "all" else args.domain.split(",")
+    names = args.domain.split(",")
+    if args.domain == "all":
+        names = [name for name, domain in DOMAINS.items() if twin_levels(domain) or not args.twins]
     for name in names:
         if name not in DOMAINS:
             hint = did_you_mean(name, list(DOMAINS))
@@ -150,6 +165,7 @@ def _config(args: argparse.Namespace) -> SynthConfig:
         demonstration_levels=args.demonstration_levels,
         slip_rates=args.slip_rate,
         shard_rows=args.shard_rows,
+        twins=args.twins,
     )
 
 
@@ -167,7 +183,9 @@ def _aimed(config: SynthConfig, args: argparse.Namespace) -> SynthConfig:
         raise ValueError("--target-pass-rate needs --from-run RUN, whose policy is to pass that share")
     if not config.count:
         raise ValueError("--target-pass-rate aims tasks, and --count is 0")
-    counts, predictions = aimed(run, config.cells(), target=target, count=config.count)
+    each = 2 if config.twins else 1
+    counts, predictions = aimed(run, config.cells(), target=target, count=config.count // each)
+    counts = {cell: number * each for cell, number in counts.items()}
     print(aim_table(counts, predictions, target), file=sys.stderr)
     cells = tuple((*cell, number) for cell, number in counts.items() if number)
     return replace(config, counts=cells)
@@ -244,6 +262,7 @@ def _domains() -> dict[str, dict[str, object]]:
         name: {
             "version": domain.version,
             "levels": list(domain.levels),
+            "twin_levels": list(twin_levels(domain)),
             "shown_levels": list(domain.shown_levels),
         }
         for name, domain in DOMAINS.items()

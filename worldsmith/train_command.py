@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a run asks no hub for anything, nor tells one
     from rl.config import load_config
+    from rl.groups import check_twins
     from rl.run_files import locked
     from rl.train import train
     from worldsmith.corpora import training_data
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / args.config.stem
     data = training_data(Path(config.corpus), Path(config.heldout))
+    check_twins(config.rl, data.tasks)
     if args.dry_run:
         print(
             f"{len(data.tasks):,} tasks, {len(data.heldout):,} held out, {len(data.clean):,} clean and"

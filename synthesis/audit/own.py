@@ -12,9 +12,10 @@ from pathlib import Path
 from envs.task import GateRecord
 from synthesis.audit.records import TaskAudit
 from synthesis.corpus import CorpusTask, read_corpus
+from synthesis.counterfactual import made_again
 from synthesis.gates import floor, gold, leaks, solution_mutants, tampering
 from synthesis.gates.trial import Trial
-from synthesis.general import Candidate, domain_named, make_candidate
+from synthesis.general import Candidate
 
 FORMAT = "worldsmith"
 _KILLED = re.compile(r"killed (\d+) of (\d+)")
@@ -35,7 +36,7 @@ def audit(directory: Path, wanted: Sequence[str] | None) -> Iterator[TaskAudit]:
 def _audit(entry: CorpusTask) -> TaskAudit:
     task = replace(entry.task, quality=())
     try:
-        rebuilt = make_candidate(domain_named(task.domain), task.level, task.world.seed)
+        rebuilt = made_again(task)
     except ValueError as error:
         return TaskAudit(task=task.task_id, format=FORMAT, not_run=str(error)[:200])
     if rebuilt is None:

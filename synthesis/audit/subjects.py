@@ -193,9 +193,9 @@ def _tally(one: Subject, first: _Lines, plays: list[Play], second: _Lines) -> di
     paid = _reward(first, "gold 0")
     if paid is None or paid < one.full_reward:
         return {}
-    fates: dict[str, list[str]] = {
-        name: [] for name in ("equivalent", "killed", "paid", "refused", "accepted")
-    }
+    names = ("equivalent", "killed", "paid", "refused", "accepted", "left")
+    fates: dict[str, list[str]] = {name: [] for name in names}
+    judged = _list(first.get("null", {}).get("unmeasured"))
     notes: list[str] = []
     for play in plays:
         reward, said = _reward(second, play.name), second.get(play.name, {})
@@ -204,15 +204,14 @@ def _tally(one: Subject, first: _Lines, plays: list[Play], second: _Lines) -> di
         is_same = _is_same(one, play, said, first["gold 0"])
         if is_same and reward < paid:
             notes.append("refuses the reference solution with two independent writes swapped")
-        if play.damage is not None or play.name.startswith("extra"):
-            fate = "" if is_same else ("accepted" if reward >= paid else "refused")
-        else:
-            fate = "equivalent" if is_same else ("paid" if reward >= paid else "killed")
+        fate = _fate(one, play, is_same=is_same, is_paid=reward >= paid, is_judged=bool(judged))
         if fate:
             fates[fate].append(f"{play.operator} {said.get('harmed') or ''}".strip()[:160])
     if one.wrong is not None:
         is_paid = (_reward(first, "wrong") or 0.0) >= paid
         fates["paid" if is_paid else "killed"].append("the author's wrong solution")
+    if fates["left"]:
+        notes.append(f"{len(fates['left'])} damaged answers are left to {', '.join(map(str, judged))}"[:200])
     return {
         "mutants": len(fates["killed"]) + len(fates["paid"]),
         "killed": len(fates["killed"]),
@@ -222,6 +221,19 @@ def _tally(one: Subject, first: _Lines, plays: list[Play], second: _Lines) -> di
         "damage_accepted": tuple(fates["accepted"]),
         "notes": tuple(notes),
     }
+
+
+def _fate(one: Subject, play: Play, *, is_same: bool, is_paid: bool, is_judged: bool) -> str:
+    """Where a play is counted; empty for harm that leaves what the reference solution leaves. left: damage to
+    what is said alone, which a part of the verifier that is not measured may mind.
+    """
+    if play.damage is not None or play.name.startswith("extra"):
+        return "" if is_same else ("accepted" if is_paid else "refused")
+    if is_same:
+        return "equivalent"
+    if is_paid and is_judged and play.calls == one.gold:
+        return "left"
+    return "paid" if is_paid else "killed"
 
 
 def _is_same(one: Subject, play: Play, said: dict[str, Any], gold: dict[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 Levels: 1 put a booking on the flight that the passenger names, or refuse; 2 find the cheapest flight that
 fits the passenger's times; 3 the same for a booking that only name and destination tell apart, at a fee that
 depends on the passenger's tier; 4 and the booking's extras follow, each by its own rule; 5 two who travel
-together. 1 to 3 may be shown to a cold start.
+together; 6 to 10 level 4 raised step by step in one world, from level 1. 1 to 3 may be shown to a cold start.
 
 Goal kinds: cascade of updates under a policy, cheapest under constraints, refusal is correct.
 """
@@ -11,12 +11,14 @@ Goal kinds: cascade of updates under a policy, cheapest under constraints, refus
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tools import Tool
 from synthesis.clauses import read_before, right_word
+from synthesis.domains.airline_raised import LADDER, draw_raised, tools_at
 from synthesis.domains.airline_tools import FEES, TOOLSETS
 from synthesis.domains.airline_world import (
     LONG_FLIGHT,
@@ -33,6 +35,7 @@ from synthesis.domains.airline_world import (
     prompt_text,
     suits,
 )
+from synthesis.facts import Facts, twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 from synthesis.surface import offers, read_pages
@@ -43,6 +46,13 @@ MAX_DRAWS = 60
 """Worlds drawn from one seed before it is given up."""
 _LAST = 1_000_000
 """The cost of a refusal: more than any fare, so that it is right only where nothing else is allowed."""
+FACTS: Facts = {
+    "bookings.ticket": lambda _: ("saver", "standard", "flex"),
+    "flights.status": lambda _: ("scheduled", "cancelled"),
+    "flights.seats": lambda _: (0, 5),
+    "passengers.1": lambda _: ("basic", "premium"),
+}
+"""What a twin's world may have otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,21 +88,39 @@ class Decision:
 class AirlineDomain:
     name: str = "airline"
     version: int = VERSION
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *LADDER.rungs)
     shown_levels: tuple[int, ...] = (1, 2, 3)
     tools: tuple[Tool, ...] = TOOLSETS[0]
-    toolsets: tuple[tuple[Tool, ...], ...] = TOOLSETS
+    toolsets: tuple[tuple[Tool, ...], ...] = tuple(dict.fromkeys((*TOOLSETS, *LADDER.toolsets(TOOLSETS))))
+    twin_levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+    def raised_from(self, level: int) -> int | None:
+        return LADDER.raised_from(level)
 
     def draft(self, level: int, seed: int) -> Draft | None:
+        drawn = self._drawn(level, seed)
+        return None if drawn is None else self.make(level, seed, *drawn)
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        drawn = self._drawn(level, seed)
+        if drawn is not None:
+            rng, world, request = drawn
+            make = partial(self.make, level, seed, request=request)
+            yield from twin_drafts(make, rng, world, FACTS)
+
+    def _drawn(self, level: int, seed: int) -> tuple[random.Random, AirlineWorld, Request] | None:
+        """World and request, with the draws that are left for the draft."""
         if level not in self.levels:
             raise ValueError(f"domain airline has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
+        if level in LADDER.rungs:
+            return rng, *draw_raised(rng, level)
         wants_refusal = rng.random() < 1 / 3
         for _ in range(MAX_DRAWS):
             world = draw_world(rng, level)
             request = draw_request(rng, world, level)
             if wants_refusal != bool(right_decision(world, request).flight):
-                return self.make(level, seed, rng, world, request)
+                return rng, world, request
         return None
 
     def make(self, level: int, seed: int, rng: random.Random, world: AirlineWorld, request: Request) -> Draft:
@@ -106,7 +134,7 @@ class AirlineDomain:
             tables=world.tables(),
             system=policy_text(request),
             prompt=prompt_text(rng, request),
-            tools=rng.choice(self.toolsets),
+            tools=tools_at(level, seed) if level in LADDER.rungs else rng.choice(TOOLSETS),
             clauses=_clauses(request, world.party),
             frame=_frame(right),
             answer=AnswerSpec(kind="choice", choices=("done", "refused")),

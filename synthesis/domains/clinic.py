@@ -2,20 +2,21 @@
 
 Levels: 1 the earliest free slot of a named doctor; 2 of any doctor of a field, within the patient's hours;
 3 the same on a day that only the patient can tell, who must be asked; 4 a laboratory test first, the same
-day, an hour before; 5 a round of four patients, by priority, in slots of their own. 1 to 3 may be shown to a
-cold start.
+day, an hour before; 5 a round of four patients, by priority, in slots of their own; 6 to 10 the same raised
+step by step in one world, from two patients whose priorities are told. 1 to 3 may be shown to a cold start.
 
 Goal kinds: scheduling, constraint satisfaction, ambiguous until the user is asked, refusal is correct.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tools import Tool
 from synthesis.clauses import read_before, right_word
-from synthesis.domains.clinic_round import draft_round, plan_round
+from synthesis.domains.clinic_round import LADDER, draft_round, plan_round
 from synthesis.domains.clinic_tools import FREE, LABORATORY, SPECIALTIES, TOOLSETS
 from synthesis.domains.clinic_world import (
     DAYS,
@@ -29,6 +30,7 @@ from synthesis.domains.clinic_world import (
     prompt_text,
     read_slots,
 )
+from synthesis.facts import twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.scripted_user import ask_call, asked_before, named_in_reply
 from synthesis.solver import Allow, Problem
@@ -56,30 +58,35 @@ SYSTEM = (
 class ClinicDomain:
     name: str = "clinic"
     version: int = VERSION
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *LADDER.rungs)
     shown_levels: tuple[int, ...] = (1, 2, 3)
     tools: tuple[Tool, ...] = TOOLSETS[0]
-    toolsets: tuple[tuple[Tool, ...], ...] = TOOLSETS
+    toolsets: tuple[tuple[Tool, ...], ...] = tuple(dict.fromkeys((*TOOLSETS, *LADDER.toolsets(TOOLSETS))))
+    twin_levels: tuple[int, ...] = (1, 2, 3, 4)
+
+    def raised_from(self, level: int) -> int | None:
+        return LADDER.raised_from(level)
 
     def draft(self, level: int, seed: int) -> Draft | None:
         if level not in self.levels:
             raise ValueError(f"domain clinic has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
-        if level == 5:
-            return draft_round(self.name, level, seed, rng, rng.choice(self.toolsets))
-        wants_none = rng.random() < 1 / 4
-        for _ in range(MAX_DRAWS):
-            specialty = rng.choice(SPECIALTIES)
-            world = draw_world(rng, level, specialty, DAYS)
-            visit = draw_visit(rng, world, level, specialty)
-            if visit.asks_day:
-                world = replace(world, said={"day": day_reply(rng, visit.day)})
-            if wants_none == (best_booking(world.slots.values(), visit, world.doctors) is None):
-                return self.make(level, seed, rng, world, visit)
-        return None
+        if level >= 5:
+            return draft_round(self.name, level, seed, rng, rng.choice(TOOLSETS))
+        drawn = _drawn(rng, level)
+        return None if drawn is None else self.make(level, seed, rng, *drawn)
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """A slot that was taken is free, or one that was free is taken."""
+        rng = random.Random(seed)
+        if (drawn := _drawn(rng, level)) is not None:
+            world, visit = drawn
+            states = (FREE, world.patients[1].patient_id)
+            make = partial(self.make, level, seed, visit=visit)
+            yield from twin_drafts(make, rng, world, {"slots.patient_id": lambda _: states})
 
     def make(self, level: int, seed: int, rng: random.Random, world: ClinicWorld, visit: Visit) -> Draft:
-        tools = rng.choice(self.toolsets)
+        tools = rng.choice(TOOLSETS)
         patient_id = world.patients[0].patient_id
         bookings = _bookings(world, visit)
         reads = _reads(world, visit, tools)
@@ -102,7 +109,21 @@ class ClinicDomain:
         )
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
-        return plan_round(draft, client, care) if draft.level == 5 else _plan_visit(draft, client, care)
+        return plan_round(draft, client, care) if draft.level >= 5 else _plan_visit(draft, client, care)
+
+
+def _drawn(rng: random.Random, level: int) -> tuple[ClinicWorld, Visit] | None:
+    """World and request of a level below the round."""
+    wants_none = rng.random() < 1 / 4
+    for _ in range(MAX_DRAWS):
+        specialty = rng.choice(SPECIALTIES)
+        world = draw_world(rng, level, specialty, DAYS)
+        visit = draw_visit(rng, world, level, specialty)
+        if visit.asks_day:
+            world = replace(world, said={"day": day_reply(rng, visit.day)})
+        if wants_none == (best_booking(world.slots.values(), visit, world.doctors) is None):
+            return world, visit
+    return None
 
 
 def best_booking(

@@ -16,6 +16,8 @@ DAYS = ("2025-11-03", "2025-11-04", "2025-11-05")
 OPENS, CLOSES = "08:00", "18:00"
 GAP = 60
 """Minutes that the laboratory needs before its results are seen."""
+LOOK_UP, HOURS = 1, 2
+"""From how many rules of a round on priorities are looked up, and hours count."""
 _DOCTORS = (
     "Abara", "Brandt", "Castell", "Dvorak", "Engström", "Ferrer", "Gallo", "Hoang", "Imai", "Joubert",
     "Kovac", "Lindqvist",
@@ -116,11 +118,16 @@ class Visit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """Several patients to be seen on one day by the doctors of one field."""
+    """Several patients to be seen on one day by the doctors of one field.
+
+    priorities: of each, as the prompt tells them; empty where they are looked up. by_hours: each has hours.
+    """
 
     names: tuple[str, ...]
     specialty: str
     day: str
+    priorities: tuple[int, ...] = ()
+    by_hours: bool = True
 
 
 def minute_of(clock: str) -> int:
@@ -216,18 +223,19 @@ def prompt_text(rng: random.Random, visit: Visit) -> str:
 
 
 def round_text(rng: random.Random, request: Round) -> str:
-    who = ", ".join(request.names[:-1]) + f" and {request.names[-1]}"
+    names = list(request.names)
+    if request.priorities:
+        names = [f"{n} (priority {p})" for n, p in zip(names, request.priorities, strict=True)]
+    who = ", ".join(names[:-1]) + f" and {names[-1]}"
+    within = " that begins within the hours that they can come" * request.by_hours
     opening = rng.choice(("Please plan {} for {}.", "Make the list of {} for {}, please.")).format(
         request.specialty, request.day
     )
     return (
-        f"{opening} {who} are to be seen, each in a free slot of their own that begins within the hours that "
-        "they "
-        f"can come. For each count the minutes from {OPENS} to the visit, times the patient's priority; the "
-        "sum must "
-        "be as small as can be. Book nothing yet: answer with a JSON list of one object for each patient, in "
-        "this "
-        "order, with the keys patient (the name) and slot (the id)."
+        f"{opening} {who} are to be seen, each in a free slot of their own{within}. For each count the "
+        f"minutes from {OPENS} to the visit, times the patient's priority; the sum must be as small as can "
+        "be. Book nothing yet: answer with a JSON list of one object for each patient, in this order, with "
+        "the keys patient (the name) and slot (the id)."
     )
 
 

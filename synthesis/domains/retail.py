@@ -6,13 +6,16 @@ three; 4 find and return it among four. 1 to 3 may be shown to a cold start.
 """
 
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tools import Param, Requirement, Tool, Write
 from envs.world import Table
 from synthesis.domains.names import FIRST_NAMES, ITEMS, LAST_NAMES, ORDER_IDS
+from synthesis.facts import Facts, twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
@@ -21,6 +24,8 @@ STATUSES = ("pending", "delivered", "shipped")
 PAYMENTS = ("card", "cash", "points")
 DAY_LIMITS = (20, 30, 40, 50)
 Action = Literal["cancel", "return"]
+OrderRow = tuple[str, str, str, str, str, int, str]
+"""An order: its id, the customer's, item, status, payment, days since delivery, refund."""
 _ACTIONS: tuple[Action, ...] = ("cancel", "return")
 _ACTION_OF_LEVEL: dict[int, Action] = {1: "cancel", 2: "return", 4: "return"}
 _ORDER = Param(name="order_id", description="The order's two letters.")
@@ -89,6 +94,14 @@ class Request:
     day_limit: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shop:
+    """The world: customers as (id, name), and orders."""
+
+    users: list[tuple[str, str]]
+    orders: list[OrderRow]
+
+
 def policy_text(day_limit: int) -> str:
     return (
         "You serve the customers of a shop with the tools.\n"
@@ -112,29 +125,53 @@ class RetailDomain:
     version: int = VERSION
     levels: tuple[int, ...] = (1, 2, 3, 4)
     shown_levels: tuple[int, ...] = (1, 2, 3)
+    twin_levels: tuple[int, ...] = (1, 2, 3, 4)
     tools: tuple[Tool, ...] = TOOLS
 
     def draft(self, level: int, seed: int) -> Draft | None:
+        return self._make(level, seed, *self._drawn(level, seed))
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """The wanted order is shipped or not yet, was paid otherwise, or came on another day."""
+        request, order_id, rng, shop = self._drawn(level, seed)
+
+        def other(row: OrderRow, values: Iterable[Any], *, is_delivered: bool) -> Iterable[Any]:
+            return values if row[0] == order_id and (row[3] == "delivered") == is_delivered else ()
+
+        facts: Facts = {
+            "orders.3": lambda row: other(row, ("pending", "shipped"), is_delivered=False),
+            "orders.4": lambda row: other(row, PAYMENTS, is_delivered=True),
+            "orders.5": lambda row: other(row, range(10, 60), is_delivered=True),
+        }
+        yield from twin_drafts(partial(self._make, level, seed, request, order_id), rng, shop, facts)
+
+    def _drawn(self, level: int, seed: int) -> tuple[Request, str, random.Random, Shop]:
+        """Request and wanted order of a seed's shop, with the draws that are left for the prompt."""
         if level not in self.levels:
             raise ValueError(f"domain retail has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
         action = _ACTION_OF_LEVEL.get(level) or rng.choice(_ACTIONS)
         longest = 3 if level == 3 and action == "return" else 4
-        users, orders = _world(rng, orders_per_user=4 if level == 4 else rng.randint(2, longest))
+        shop = _world(rng, orders_per_user=4 if level == 4 else rng.randint(2, longest))
         day_limit = rng.choice(DAY_LIMITS)
-        wanted = _pick_order(rng, orders, action, day_limit)
-        order_id, user_id, item, status, paid, days, _ = wanted
-        name = next(row[1] for row in users if row[0] == user_id)
+        order_id, user_id, item, *_ = _pick_order(rng, shop.orders, action, day_limit)
         by_item = level >= 3
         request = Request(
             action=action,
-            name=name,
+            name=next(row[1] for row in shop.users if row[0] == user_id),
             order_id="" if by_item else order_id,
             item=item if by_item else "",
             day_limit=day_limit,
         )
+        return request, order_id, rng, shop
+
+    def _make(
+        self, level: int, seed: int, request: Request, order_id: str, rng: random.Random, shop: Shop
+    ) -> Draft:
+        action, day_limit = request.action, request.day_limit
+        status, paid, days = next(row[3:6] for row in shop.orders if row[0] == order_id)
         allowed = is_allowed(action, status=status, days=days, day_limit=day_limit)
-        plans = _guesses(orders)
+        plans = _guesses(shop.orders)
         right = _plan_name(action if allowed else "refuse", order_id, paid)
         columns = ("order_id", "user_id", "item", "status", "paid", "days", "refund")
         kinds = ("TEXT", "TEXT", "TEXT", "TEXT", "TEXT", "INTEGER", "TEXT")
@@ -143,8 +180,8 @@ class RetailDomain:
             level=level,
             seed=seed,
             tables=(
-                Table(name="users", columns=(("user_id", "TEXT"), ("name", "TEXT")), rows=users),
-                Table(name="orders", columns=tuple(zip(columns, kinds, strict=True)), rows=orders),
+                Table(name="users", columns=(("user_id", "TEXT"), ("name", "TEXT")), rows=shop.users),
+                Table(name="orders", columns=tuple(zip(columns, kinds, strict=True)), rows=shop.orders),
             ),
             system=policy_text(day_limit),
             prompt=_prompt(rng, request),
@@ -179,9 +216,7 @@ class RetailDomain:
         return Plan(calls=tuple(client.calls), answer="done")
 
 
-def _world(
-    rng: random.Random, *, orders_per_user: int
-) -> tuple[list[tuple[str, str]], list[tuple[str, str, str, str, str, int, str]]]:
+def _world(rng: random.Random, *, orders_per_user: int) -> Shop:
     num_users = 2
     names = [
         f"{a} {b}"
@@ -197,12 +232,10 @@ def _world(
             status = rng.choices(STATUSES, weights=(4, 5, 1))[0]
             days = rng.randrange(10, 60) if status == "delivered" else 0
             orders.append((order_id, user_id, item, status, rng.choice(PAYMENTS), days, "none"))
-    return sorted(zip(user_ids, names, strict=True)), sorted(orders)
+    return Shop(users=sorted(zip(user_ids, names, strict=True)), orders=sorted(orders))
 
 
-def _pick_order(
-    rng: random.Random, orders: list[tuple[str, str, str, str, str, int, str]], action: str, day_limit: int
-) -> tuple[str, str, str, str, str, int, str]:
+def _pick_order(rng: random.Random, orders: list[OrderRow], action: str, day_limit: int) -> OrderRow:
     """Two wanted orders in three are within the rules, where the world has such."""
     allowed = rng.random() < 2 / 3
     fitting = [
@@ -223,7 +256,7 @@ def _plan_name(action: str, order_id: str, paid: str) -> str:
     return f"return {order_id} {paid}" if action == "return" else f"{action} {order_id}"
 
 
-def _guesses(orders: list[tuple[str, str, str, str, str, int, str]]) -> dict[str, Plan]:
+def _guesses(orders: list[OrderRow]) -> dict[str, Plan]:
     """Every decision about every order, each after reading it: what an agent that ignores what it reads may
     do.
     """

@@ -3,19 +3,21 @@
 Levels: 1 one free room fits; 2 several do, and the cheapest is wanted; 3 the request leaves out the hour or
 the number of people, so the user must be asked; of these one in three finds no room, and the answer is no;
 4 no free room fits: a tentative booking yields, or the answer is no; 5 an event of three sessions, one after
-the other, each with needs of its own, at the lowest total price. 1 to 3 may be shown to a cold start.
+the other, each with needs of its own, at the lowest total price; 6 to 10 the same raised step by step in one
+world, from a single session at a given hour. 1 to 3 may be shown to a cold start.
 """
 
 import random
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan
 from envs.tools import Tool
 from synthesis.clauses import all_rows, once_each, read_before, right_word
 from synthesis.domains.names import FIRST_NAMES, LAST_NAMES
-from synthesis.domains.rooms_event import draft_event, plan_event, read_rooms
+from synthesis.domains.rooms_event import LADDER, draft_event, plan_event, read_rooms
 from synthesis.domains.rooms_world import (
     DAYS,
     HOURS,
@@ -26,6 +28,7 @@ from synthesis.domains.rooms_world import (
     Row,
     draw_house,
 )  # fmt: skip
+from synthesis.facts import twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.scripted_user import ask_call, asked_before, named_in_reply, user_table
 from synthesis.solver import Allow, Problem
@@ -62,33 +65,52 @@ class Wish:
 class RoomsDomain:
     name: str = "rooms"
     version: int = VERSION
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *LADDER.rungs)
     shown_levels: tuple[int, ...] = (1, 2, 3)
     tools: tuple[Tool, ...] = TOOLSETS[0]
-    toolsets: tuple[tuple[Tool, ...], ...] = field(default=TOOLSETS, repr=False)
+    toolsets: tuple[tuple[Tool, ...], ...] = tuple(dict.fromkeys((*TOOLSETS, *LADDER.toolsets(TOOLSETS))))
+    twin_levels: tuple[int, ...] = (1, 2, 3, 4)
+
+    def raised_from(self, level: int) -> int | None:
+        return LADDER.raised_from(level)
 
     def draft(self, level: int, seed: int) -> Draft | None:
         if level not in self.levels:
             raise ValueError(f"domain rooms has the levels {self.levels}, not {level}")
         rng = random.Random(seed)
-        tools = rng.choice(self.toolsets)
-        if level == 5:
+        tools = rng.choice(TOOLSETS)
+        if level >= 5:
             return draft_event(self.name, level, seed, rng, tools)
-        usual = "tentative" if level == 4 else "free"
-        ending = rng.choice((usual, usual, "refused"))
-        for _ in range(MAX_DRAWS):
-            house = draw_house(rng, days=rng.sample(DAYS, 2), hours=sorted(rng.sample(HOURS, 2)))
-            wish = _draw_wish(rng, house)
-            states = [row["state"] for row in _fitting(house, wish)]
-            if _is_of_level(level, ending, states):
-                return _make_draft(level, seed, rng, tools, (house, wish))
-        return None
+        drawn = _drawn(rng, level)
+        return None if drawn is None else _make_draft(level, seed, tools, rng, *drawn)
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """A slot is in another state; nobody is told who holds it."""
+        rng = random.Random(seed)
+        tools = rng.choice(TOOLSETS)
+        if (drawn := _drawn(rng, level)) is not None:
+            house, wish = drawn
+            make = partial(_make_draft, level, seed, tools, wish=wish)
+            yield from twin_drafts(make, rng, house, {"slots.state": lambda _: ("free", "firm", "tentative")})
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
-        if draft.level == 5:
+        if draft.level >= 5:
             return plan_event(draft, client, care)
         answer = _book(client, draft.tools, draft.goal, care)
         return Plan(calls=tuple(client.calls), answer=answer)
+
+
+def _drawn(rng: random.Random, level: int) -> tuple[House, Wish] | None:
+    """House and wish of a level below the event."""
+    usual = "tentative" if level == 4 else "free"
+    ending = rng.choice((usual, usual, "refused"))
+    for _ in range(MAX_DRAWS):
+        house = draw_house(rng, days=rng.sample(DAYS, 2), hours=sorted(rng.sample(HOURS, 2)))
+        wish = _draw_wish(rng, house)
+        states = [row["state"] for row in _fitting(house, wish)]
+        if _is_of_level(level, ending, states):
+            return house, wish
+    return None
 
 
 def _draw_wish(rng: random.Random, house: House) -> Wish:
@@ -122,9 +144,8 @@ def _is_of_level(level: int, ending: str, states: Sequence[str]) -> bool:
 
 
 def _make_draft(
-    level: int, seed: int, rng: random.Random, tools: tuple[Tool, ...], case: tuple[House, Wish]
+    level: int, seed: int, tools: tuple[Tool, ...], rng: random.Random, house: House, wish: Wish
 ) -> Draft:
-    house, wish = case
     topic = rng.choice(("hour", "people")) if level == 3 else ""
     said_people = rng.choice(("We will be {}.", "There are {} of us.", "{}, with me.")).format(
         wish.needs.people

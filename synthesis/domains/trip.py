@@ -9,14 +9,15 @@ may be shown to a cold start.
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from envs.task import AnswerSpec, Clause, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.domains.trip_days import draft_days, plan_days
 from synthesis.domains.trip_tools import TOOLS
-from synthesis.domains.trip_world import KIND_OF, PRICE_WORD, TripWorld, build_world
+from synthesis.domains.trip_world import KIND_OF, PRICE_WORD, Place, TripWorld, build_world
+from synthesis.facts import twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
@@ -82,6 +83,7 @@ class TripDomain:
     version: int = VERSION
     levels: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     shown_levels: tuple[int, ...] = (1, 2, 3)
+    twin_levels: tuple[int, ...] = (3, 4)
     tools: tuple[Tool, ...] = TOOLS
 
     def draft(self, level: int, seed: int) -> Draft | None:
@@ -90,12 +92,25 @@ class TripDomain:
         if level >= 5:
             return draft_days(self.name, level, seed)
         rng = random.Random(seed)
-        for _ in range(MAX_DRAWS):
-            world = build_world(rng, num_cities=2, num_places=_num_places(rng, level))
-            goal = _draw_goal(rng, world, level)
-            if goal is not None:
-                return _make_draft(level, seed, world, goal, _prompt(rng, goal))
-        return None
+        drawn = _drawn(rng, level)
+        return None if drawn is None else _make_draft(level, seed, *drawn, _prompt(rng, drawn[1]))
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """A hotel of the city costs more than the rule's bound, or less."""
+        rng = random.Random(seed)
+        if (drawn := _drawn(rng, level)) is not None:
+            world, goal = drawn
+            prompt = _prompt(rng, goal)
+
+            def other_tier(place: Place) -> Iterable[int]:
+                if (place.kind, place.city) != ("hotel", goal.city):
+                    return ()
+                return range(200, TIER, 10) if place.price >= TIER else range(TIER, 1000, 10)
+
+            def make(_: random.Random, other: TripWorld) -> Draft:
+                return _make_draft(level, seed, other, goal, prompt)
+
+            yield from twin_drafts(make, rng, world, {"all_places.price": other_tier})
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         if draft.level >= 5:
@@ -112,6 +127,16 @@ class TripDomain:
                 test = if_dear if _look_up(client, "hotel", "price", chosen["hotel"]) >= TIER else if_cheap
             chosen[column] = _choose(client, goal.city, column, test, care)
         return Plan(calls=tuple(client.calls), answer=json.dumps([chosen]))
+
+
+def _drawn(rng: random.Random, level: int) -> tuple[TripWorld, Goal] | None:
+    """World and goal of a level of one day in a given city."""
+    for _ in range(MAX_DRAWS):
+        world = build_world(rng, num_cities=2, num_places=_num_places(rng, level))
+        goal = _draw_goal(rng, world, level)
+        if goal is not None:
+            return world, goal
+    return None
 
 
 def _num_places(rng: random.Random, level: int) -> dict[str, int]:

@@ -11,13 +11,14 @@ Goal kinds: find the inconsistency, reconciliation, cascade of updates under a p
 
 import json
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 
 from envs.task import AnswerSpec, Call, Clause, FrameRule, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.clauses import right_word
-from synthesis.domains.warehouse_bundle import RAISED, Dials, draft_bundle, plan_bundle, tools_for
+from synthesis.domains.warehouse_bundle import LADDER, draft_bundle, plan_bundle
 from synthesis.domains.warehouse_tools import REASONS, TOOLSETS
 from synthesis.domains.warehouse_world import (
     Bill,
@@ -29,6 +30,7 @@ from synthesis.domains.warehouse_world import (
     received_pieces,
     right_decisions,
 )
+from synthesis.facts import Facts, twin_drafts
 from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 
@@ -54,13 +56,14 @@ class Audit:
 class WarehouseDomain:
     name: str = "warehouse"
     version: int = VERSION
-    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *RAISED)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5, *LADDER.rungs)
     shown_levels: tuple[int, ...] = (1, 2, 3)
+    twin_levels: tuple[int, ...] = (3, 4)
     tools: tuple[Tool, ...] = TOOLSETS[0]
-    toolsets: tuple[tuple[Tool, ...], ...] = (*TOOLSETS, *(tools_for(t, Dials(rules=0)) for t in TOOLSETS))
+    toolsets: tuple[tuple[Tool, ...], ...] = tuple(dict.fromkeys((*TOOLSETS, *LADDER.toolsets(TOOLSETS))))
 
     def raised_from(self, level: int) -> int | None:
-        return level - 1 if level - 1 in RAISED else None
+        return LADDER.raised_from(level)
 
     def draft(self, level: int, seed: int) -> Draft | None:
         if level not in self.levels:
@@ -69,16 +72,25 @@ class WarehouseDomain:
         tools = rng.choice(TOOLSETS)
         if level >= 5:
             return draft_bundle(self.name, level, seed, rng, tools)
-        wanted = rng.choice(_faults(level))
-        all_good = rng.random() < 1 / 4
-        for _ in range(MAX_DRAWS):
-            world = draw_world(rng, level)
-            paper = world.papers[0]
-            right = right_decisions(world, paper, by_notes=level >= 2)
-            bad = [decision for decision in right.values() if decision not in GOOD]
-            if bad == [wanted] if level <= 2 else (not bad) == all_good:
-                return self.make(level, seed, rng, tools, world)
-        return None
+        world = _drawn(rng, level)
+        return None if world is None else self.make(level, seed, rng, tools, world)
+
+    def twins(self, level: int, seed: int) -> Iterator[Draft]:
+        """A line bills some pieces more or less, or at another price."""
+        rng = random.Random(seed)
+        tools = rng.choice(TOOLSETS)
+        if (world := _drawn(rng, level)) is not None:
+            first, *others = world.papers
+
+            def make(rng: random.Random, paper: Paper) -> Draft:
+                papers = (paper, *others)
+                return self.make(level, seed, rng, tools, replace(world, papers=papers))
+
+            facts: Facts = {
+                "bills.billed": lambda bill: (max(1, bill.billed - 5), bill.billed + 5),
+                "bills.unit_price": lambda bill: (max(1, bill.unit_price - 3), bill.unit_price + 3),
+            }
+            yield from twin_drafts(make, rng, first, facts)
 
     def make(
         self, level: int, seed: int, rng: random.Random, tools: tuple[Tool, ...], world: WarehouseWorld
@@ -115,6 +127,19 @@ class WarehouseDomain:
 
     def plan(self, draft: Draft, client: Client, care: Care) -> Plan:
         return plan_bundle(draft, client, care) if draft.level >= 5 else _plan_audit(draft, client, care)
+
+
+def _drawn(rng: random.Random, level: int) -> WarehouseWorld | None:
+    """The world of a level below the bundle, whose first invoice is the one in question."""
+    wanted = rng.choice(_faults(level))
+    all_good = rng.random() < 1 / 4
+    for _ in range(MAX_DRAWS):
+        world = draw_world(rng, level)
+        right = right_decisions(world, world.papers[0], by_notes=level >= 2)
+        bad = [decision for decision in right.values() if decision not in GOOD]
+        if bad == [wanted] if level <= 2 else (not bad) == all_good:
+            return world
+    return None
 
 
 def _faults(level: int) -> tuple[str, ...]:

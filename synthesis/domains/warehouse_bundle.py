@@ -16,8 +16,8 @@ from envs.task import AnswerSpec, Clause, GuessSpace, Plan, Slot
 from envs.tools import Tool
 from synthesis.domains.warehouse_world import Offer, draw_world, read_records
 from synthesis.grammar import Care, Client, Draft, quote
+from synthesis.raising import Ladder, check_range
 from synthesis.solver import AllDifferent, Allow, Problem, SumBelow, solve
-from synthesis.toolsets import smallest_extension
 
 MAX_DRAWS = 40
 """Worlds drawn from one seed before it is given up."""
@@ -34,19 +34,19 @@ class Dials:
     rules: int = 3
 
     def __post_init__(self) -> None:
-        for name, high in (("items", 5), ("offers", 6), ("rules", 3)):
-            low = 0 if name == "rules" else 2
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"the dial {name} goes from {low} to {high}, got {getattr(self, name)}")
+        check_range(self, items=(2, 5), offers=(2, 6), rules=(0, 3))
 
 
-RAISED = {
-    6: Dials(items=2, rules=0),
-    7: Dials(items=2, rules=1),
-    8: Dials(items=3, rules=1),
-    9: Dials(items=3, rules=2),
-    10: Dials(items=4, rules=3),
-}
+LADDER = Ladder(
+    rungs={
+        6: Dials(items=2, rules=0),
+        7: Dials(items=2, rules=1),
+        8: Dials(items=3, rules=1),
+        9: Dials(items=3, rules=2),
+        10: Dials(items=4, rules=3),
+    },
+    needs=lambda dials: {"handling"} if dials.rules >= FEES else set(),
+)
 """Levels that are each the one before, in the same world, made harder: by a rule, by an item, by both."""
 
 
@@ -62,12 +62,6 @@ class Purchase:
     rules: int = 3
 
 
-def tools_for(tools: tuple[Tool, ...], dials: Dials) -> tuple[Tool, ...]:
-    """Suppliers can be looked up once their fees count: the toolset grows with the goal."""
-    known = tuple(tool for tool in tools if "suppliers" not in tool.reads)
-    return smallest_extension(known, tools, reads={"suppliers"} if dials.rules >= FEES else set())
-
-
 def system_text(rules: int) -> str:
     alone = ", and no two items from the same one" * (rules >= EACH_FROM_ANOTHER)
     fees = "\nEvery supplier that you buy from charges its handling fee once; the fees do not count as price."
@@ -81,8 +75,8 @@ def draft_bundle(
     domain: str, level: int, seed: int, rng: random.Random, tools: tuple[Tool, ...]
 ) -> Draft | None:
     """Level 5, or one of those that are raised: these have one world a seed, so that they share it."""
-    if level in RAISED:
-        return draft_at(RAISED[level], domain, level, seed, tools)
+    if level in LADDER.rungs:
+        return draft_at(LADDER.rungs[level], domain, level, seed, tools)
     for _ in range(MAX_DRAWS):
         if (draft := _drawn(Dials(), domain, level, seed, rng, tools)) is not None:
             return draft
@@ -93,7 +87,7 @@ def draft_at(dials: Dials, domain: str, level: int, seed: int, tools: tuple[Tool
     """The seed's draft at these settings, or None: its world is the same at any setting of items and rules,
     up to four items.
     """
-    return _drawn(dials, domain, level, seed, random.Random(seed), tools_for(tools, dials))
+    return _drawn(dials, domain, level, seed, random.Random(seed), LADDER.tools(tools, dials))
 
 
 def _drawn(
@@ -202,7 +196,9 @@ def _prompt(rng: random.Random, wanted: Purchase) -> str:
 
 
 def plan_bundle(draft: Draft, client: Client, care: Care) -> Plan:
-    """Reads all offers and fees and solves. Slips: minds no days, no fees, or not the price."""
+    """Reads all offers and fees and solves. Slips: minds no days or no price of an item, no fees, or not that
+    each is from another.
+    """
     wanted: Purchase = draft.goal
     offered = [
         Offer(sku=sku, **row)
@@ -211,14 +207,17 @@ def plan_bundle(draft: Draft, client: Client, care: Care) -> Plan:
     ]
     suppliers = sorted({offer.supplier for offer in offered}) if wanted.rules >= FEES else []
     fees = {s: client.call("get_supplier", supplier=s).rows[0]["handling"] for s in suppliers}
-    if wanted.rules >= IN_TIME and care.slips():
-        wanted = replace(wanted, max_days=1000)
+    if wanted.rules >= IN_TIME:
+        unminded = {sku for sku, _ in wanted.items if care.slips()}
+        offered = [replace(offer, days=0) if offer.sku in unminded else offer for offer in offered]
     if wanted.rules >= FEES and care.slips():
         wanted = replace(wanted, max_fees=1_000_000)
     problem = bundle_problem(wanted, offered, fees)
-    if care.slips():
-        problem = replace(problem, cost={})
-    best = care.choose(problem)
+    if wanted.rules >= EACH_FROM_ANOTHER and care.slips():
+        others = [each for each in problem.constraints if not isinstance(each, AllDifferent)]
+        problem = replace(problem, constraints=tuple(others))
+    cost = {name: costs for name, costs in problem.cost.items() if not care.slips()}
+    best = care.choose(replace(problem, cost=cost))
     rows = [{"item": sku, "supplier": best[f"{row}.supplier"]} for row, (sku, _) in enumerate(wanted.items)]
     return Plan(calls=tuple(client.calls), answer=json.dumps(rows))
 

@@ -4,15 +4,15 @@ Here within this process; `certify` does it again in another one, on whatever ma
 """
 
 from envs.task import GateRecord, task_to_json
+from synthesis.counterfactual import made_again
 from synthesis.gates.trial import Trial
-from synthesis.general import domain_named, make_candidate
 
 GATE, TITLE, VERSION = "G1", "determinism", 1
 
 
 def check(trial: Trial) -> GateRecord:
     task = trial.task
-    again = make_candidate(domain_named(task.domain), task.level, task.world.seed)
+    again = made_again(task)
     faults = []
     if again is None or again.image != trial.image:
         faults.append("the seed gives another world")

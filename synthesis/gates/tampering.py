@@ -104,6 +104,7 @@ def journal_attacks(trial: Trial) -> Iterator[tuple[str, Episode]]:
             "a result edited, chain computed",
             replace(gold, journal=rechained([*gold.journal[:-1], edited])),
         )
+    if len(gold.journal) > 1:  # the only one dropped leaves a whole journal: of a guess, which G4 is about
         yield "an entry dropped", replace(gold, journal=gold.journal[1:])
     forged = JournalEntry(step=0, tool=_reader(trial), arguments="{}", result="forged", error=False, chain="")
     yield "an entry forged, chain computed", replace(gold, journal=rechained([*gold.journal, forged]))

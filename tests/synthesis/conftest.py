@@ -9,7 +9,8 @@ import pytest
 
 from envs.task import stable_seed
 from synthesis.general import Candidate, domain_named, make_candidate
-from synthesis.pipeline import SynthConfig, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import SynthConfig
 
 SMALL = SynthConfig(
     domains=("trip", "retail"),

@@ -16,7 +16,8 @@ from synthesis.boxed.maker import BoxedMaker, believed, shared_maker
 from synthesis.boxed.program import check_over_mcp, made
 from synthesis.corpus import CorpusTask
 from synthesis.general import domain_named, make_candidate
-from synthesis.pipeline import SynthConfig, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import SynthConfig
 
 SEED = next(
     seed

@@ -14,7 +14,8 @@ from envs.agents import gold_plan, plan_messages
 from envs.task import Message
 from synthesis.general import DOMAINS
 from synthesis.gym_env import DomainEnv, env_id, register
-from synthesis.pipeline import SynthConfig, synthesize
+from synthesis.pipeline import synthesize
+from synthesis.shard_plan import SynthConfig
 
 
 @pytest.fixture(autouse=True)

@@ -17,16 +17,9 @@ import pytest
 
 from synthesis import candidates, pipeline
 from synthesis.corpus import MANIFEST, check_disjoint, read_corpus
-from synthesis.pipeline import (
-    CANDIDATES_PER_ROW,
-    ShardResult,
-    ShardSpec,
-    SynthConfig,
-    make_shard,
-    plan_shards,
-    synthesize,
-)
+from synthesis.pipeline import ShardResult, make_shard, synthesize
 from synthesis.receipts import locked_directory
+from synthesis.shard_plan import CANDIDATES_PER_ROW, ShardSpec, SynthConfig, plan_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 

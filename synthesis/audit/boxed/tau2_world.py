@@ -3,7 +3,7 @@
 The verdict follows tau2's evaluator: the reward is the product of the parts that `reward_basis` names. DB:
 agent's and user's databases have the hashes that the reference actions leave, whose errors it swallows.
 ENV_ASSERTION: all hold. ACTION: each reference action was made. COMMUNICATE: each string stands in what the
-agent said. NL_ASSERTION asks a model and is not measured.
+agent said. NL_ASSERTION asks a model and is not measured, but where there is none: then it is paid.
 """
 
 import importlib
@@ -118,6 +118,8 @@ class Tau2World:
             "ACTION": self._actions,
             "COMMUNICATE": self._communicated,
         }
+        if not getattr(criteria, "nl_assertions", None):  # nothing to judge, which tau2 pays
+            measures["NL_ASSERTION"] = lambda plan: True
         for name in basis:
             if name in measures:
                 parts[name] = float(measures[name](plan))

@@ -228,6 +228,7 @@ class EvaluationCriteria(BaseModel):
     actions: list[Action] | None = None
     env_assertions: list[dict] | None = None
     communicate_info: list[str] | None = None
+    nl_assertions: list[str] | None = None
     reward_basis: list[str] = ["DB", "COMMUNICATE"]
 
 

@@ -8,9 +8,10 @@ from synthesis.audit.boxes import Boxes
 from synthesis.audit.dockerfile import DockerfileError, parse_dockerfile
 from synthesis.audit.formats import AuditConfig, find_tasks
 from synthesis.audit.leaks import file_leaks
-from synthesis.audit.mutants import GoldCall, Neighbours, call_mutants, extra_writes
+from synthesis.audit.mutants import GoldCall, Neighbours, Play, call_mutants, extra_writes
 from synthesis.audit.records import TaskAudit, counts, report
 from synthesis.audit.shell_mutants import script_mutants
+from synthesis.audit.subjects import Subject, _tally
 from tests.synthesis.audit import foreign_tasks as foreign
 
 
@@ -170,3 +171,22 @@ def test_a_task_that_was_not_run_is_in_no_count() -> None:
     low, high = told["counts"]["null agent rewarded"]["interval"]
     assert low == pytest.approx(0.0945, abs=1e-4)  # Wilson, 1 of 2
     assert high == pytest.approx(0.9055, abs=1e-4)
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_a_damaged_answer_earns_is_left_to_a_model_where_one_judges(judged: bool) -> None:
+    """Two damaged plays are paid: one says less than the gold, the other does less."""
+    buy, ship = (GoldCall(tool=tool, arguments={"order": "W1"}) for tool in ("buy", "ship"))
+    one = Subject(
+        task="1", format="tau2", prompt="", gold=(buy, ship), says=("10",), neighbours=Neighbours([])
+    )
+    plays = [
+        Play(name="0", operator="not said", calls=(buy, ship), says=("done",)),
+        Play(name="1", operator="dropped", calls=(buy,), says=("10",)),
+    ]
+    first = {"gold 0": {"reward": 1.0, "state": "s"}, "null": {"unmeasured": ["NL_ASSERTION"] * judged}}
+    second = {name: {"reward": 1.0, "state": "t"} for name in "01"}
+    found = _tally(one, first, plays, second)
+    assert found["survivors"] == (("dropped",) if judged else ("not said", "dropped"))
+    assert found["mutants"] == (1 if judged else 2)
+    assert found["notes"] == (("1 damaged answers are left to NL_ASSERTION",) if judged else ())

@@ -126,7 +126,10 @@ def test_each_fault_of_a_tau2_task_is_found_and_the_good_one_has_none(tmp_path: 
         foreign.tau2_task("good", "W1", communicate_info=["10"]),
         {"id": "nothing to do", "evaluation_criteria": {"actions": []}},
         foreign.tau2_task("raises", "W3"),
-        foreign.tau2_task("judged", "W2", reward_basis=["DB", "NL_ASSERTION"]),
+        foreign.tau2_task(
+            "judged", "W2", reward_basis=["DB", "NL_ASSERTION"], nl_assertions=["Is it polite?"]
+        ),
+        foreign.tau2_task("nothing judged", "W2", reward_basis=["DB", "NL_ASSERTION"], nl_assertions=[]),
         {"id": "no gold", "evaluation_criteria": {"communicate_info": ["10"]}},
     ]
     found = audits(foreign.tau2_checkout(tmp_path, tasks), boxes)
@@ -142,6 +145,7 @@ def test_each_fault_of_a_tau2_task_is_found_and_the_good_one_has_none(tmp_path: 
     assert found["shop/raises"].gold_error == "cancel_order: Error: not open"
     assert found["shop/judged"].unmeasured == ("NL_ASSERTION",)
     assert found["shop/judged"].findings == ()
+    assert (found["shop/nothing judged"].unmeasured, found["shop/nothing judged"].gold_reward) == ((), 1.0)
     assert (found["shop/no gold"].gold_reward, found["shop/no gold"].null_reward) == (None, 0.0)
 
 
