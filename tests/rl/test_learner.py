@@ -178,6 +178,42 @@ def test_a_step_over_micro_batches_moves_the_policy_as_one_batch_does(tmp_path: 
         assert torch.allclose(moved[0][name], moved[1][name], atol=2e-5), name
 
 
+def test_the_loss_of_a_micro_batch_is_its_share_of_the_step(tmp_path: Path) -> None:
+    learner = make_learner(tmp_path, batch_of(3), LossConfig())
+    inputs = scored_inputs(learner)
+    whole = learner.compute_loss(learner.model, dict(inputs)).item()
+    learner.current_gradient_accumulation_steps = 4
+    assert learner.compute_loss(learner.model, dict(inputs)).item() == pytest.approx(whole / 4)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_log_probabilities_are_taken_at_the_samplers_temperature(tmp_path: Path, kept: bool) -> None:
+    learner = make_learner(tmp_path, batch_of(5), LossConfig())
+    inputs, model = scored_inputs(learner), policy_of(learner)
+    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+    held = detach(inputs)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask, routes=held.routes).logits
+    if kept:  # every id: what is renormalised is the same
+        held = replace(held, kept=torch.arange(logits.shape[-1]).expand(*ids.shape, -1))
+    learner.temperature = 0.5
+    width = inputs["completion_ids"].shape[1]
+    with torch.no_grad(), learner._held_to(held):
+        logps, _, _ = learner._get_per_token_logps_and_entropies(model, ids, mask, width)
+    wanted = (logits[:, -width - 1 : -1] / 0.5).log_softmax(-1)
+    wanted = wanted.gather(-1, inputs["completion_ids"][..., None]).squeeze(-1)
+    real = inputs["completion_mask"].bool()
+    assert torch.allclose(logps[real], wanted[real], atol=1e-5)
+
+
+def test_an_unmeasured_row_takes_no_part_in_the_mean(tmp_path: Path) -> None:
+    rewards = (1.0, 0.0, None, 1.0)
+    batch = [replace(t, reward=rewards[place % 4]) for place, t in enumerate(batch_of(4))]
+    advantages = scored_inputs(make_learner(tmp_path, batch, LossConfig()))["advantages"].tolist()
+    assert advantages[:4] == pytest.approx([1 / 3, -2 / 3, 0.0, 1 / 3])
+
+
 def test_an_unmeasured_row_teaches_nothing(tmp_path: Path) -> None:
     batch = [replace(t, reward=None if t.sample % 2 else 1.0) for t in batch_of(4)]
     inputs = scored_inputs(make_learner(tmp_path, batch, LossConfig()))
