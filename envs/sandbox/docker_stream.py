@@ -21,7 +21,7 @@ from docker.types import Mount
 
 from envs.sandbox import executor, leases
 from envs.sandbox.contract import SandboxLostError, SandboxProtocolError
-from envs.sandbox.executor_client import wait_for
+from envs.sandbox.waiting import wait_awake, wait_for
 
 MUX_HEADER = struct.Struct(">BxxxI")
 STDOUT = 1
@@ -168,7 +168,7 @@ class DirectStream:
         if self._socket is None:
             return self._stream.receive(max_bytes, deadline)
         while True:
-            ready = {fd for fd, _ in wait_for(self._poller, deadline)}
+            ready = {fd for fd, _ in wait_awake(self._poller, deadline)}
             # First: a box whose engine is gone is lost, even where it answers.
             if self._stream.fileno() in ready and self._stream.read_ready() > MAX_UNREAD_BYTES:
                 raise SandboxProtocolError("it writes where nobody asked")

@@ -24,6 +24,8 @@ import time
 VERSION = 1
 LENGTHS = struct.Struct(">II")
 GRACE_S, GIVE_UP_S = 1.0, 3.0
+ENDING_S = 0.0003
+"""How long the end of a command that has closed its output is looked for without sleep."""
 AF_UNIX, SOCK_STREAM = 1, 1
 STAYS = b"-"
 """Said once on stdout by an executor that was told of a socket and cannot reach it."""
@@ -53,22 +55,36 @@ class Ignoring:
         return kind is not None and issubclass(kind, self.errors)
 
 
-def pack_reply(nonce: str, fields: dict[str, int], body: bytes) -> bytes:
-    """One frame; the JSON is written by hand, as python3-minimal has no json module."""
-    numbers = "".join(f', "{name}": {value}' for name, value in fields.items())
-    header = f'{{"nonce": "{nonce}"{numbers}}}'.encode("ascii")
+def pack(fields: dict[str, int | str], body: bytes) -> bytes:
+    """One frame, to or from a box; the JSON is written by hand, as python3-minimal has no json module."""
+    items = [
+        f'"{key}": {value}' if type(value) is int else f'"{key}": "{value}"' for key, value in fields.items()
+    ]
+    header = f"{{{', '.join(items)}}}".encode("ascii")
     return LENGTHS.pack(len(header), len(body)) + header + body
 
 
+def parse(header: bytes) -> dict[str, int | str]:
+    """A frame's header: flat, without a space or a comma in its words. ValueError for most others."""
+    fields: dict[str, int | str] = {}
+    for item in header.decode("ascii").strip("{}").split(", "):
+        name, _, value = item.partition(": ")
+        fields[name.strip('"')] = value.strip('"') if value.startswith('"') else int(value)
+    return fields
+
+
 class Capture:
-    """One output stream: the first and the last half of `cap` bytes are kept, the rest is counted."""
+    """One output stream: the first and the last half of `cap` bytes are kept, the rest is counted.
+
+    `fd` does not wait; `has_ended`: it is at its end.
+    """
 
     def __init__(self, fd: int, cap: int) -> None:
         self.fd = fd
         self.total = 0
+        self.has_ended = False
         self._cap = cap
         self._head, self._tail = bytearray(), bytearray()
-        posix.set_blocking(fd, False)
 
     def read_once(self) -> bool:
         """False at the end of the stream or when nothing more is there now."""
@@ -77,6 +93,7 @@ class Capture:
         except BlockingIOError:
             return False
         self.total += len(data)
+        self.has_ended = not data
         room = self._cap // 2 - len(self._head)
         if room > 0:
             self._head += data[:room]
@@ -87,7 +104,8 @@ class Capture:
 
     def finish(self) -> tuple[bytes, int]:
         """Read what is left (a pipe holds at most 1 MiB), close; the kept bytes and the number dropped."""
-        all(self.read_once() for _ in range(64))  # as long as there is something
+        if not self.has_ended:
+            all(self.read_once() for _ in range(64))  # as long as there is something
         posix.close(self.fd)
         kept = bytes(self._head + self._tail[self._cap // 2 - self._cap :])
         return kept, self.total - len(kept)
@@ -105,7 +123,6 @@ class Call:
         self.poller = select.poll()
         for stream in streams:
             self.poller.register(stream.fd, select.POLLIN)
-        posix.set_blocking(stdin_fd, False)
         if stdin:
             self.poller.register(stdin_fd, select.POLLOUT)
         else:
@@ -128,12 +145,15 @@ class Call:
             self.poller.unregister(self.stdin_fd)
             self.close_stdin()
 
-    def handle(self, fd: int) -> None:
+    def handle(self, fd: int) -> bool:
+        """Whether its output has ended with this."""
         if fd == self.stdin_fd:
             self.feed_stdin()
         for stream in self.streams:
             if fd == stream.fd and not stream.read_once():
                 self.poller.unregister(fd)
+                return all(stream.has_ended for stream in self.streams)
+        return False
 
 
 class Executor:
@@ -148,6 +168,8 @@ class Executor:
         for number in HELD_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         self.oom_counter = _open_first(OOM_COUNTERS) if mode == "boxed" else -1
+        self.ooms = 0
+        self.pipes: list[tuple[int, int]] = []
         self.wake_fd, wake_end = posix.pipe2(posix.O_NONBLOCK | posix.O_CLOEXEC)
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -157,17 +179,30 @@ class Executor:
             self.end_others(strangers=True)  # of an executor before this one, which a command has killed
 
     def serve(self) -> None:
-        while (lengths := read_exactly(LENGTHS.size)) is not None:
-            header, body = (read_exactly(length) for length in LENGTHS.unpack(lengths))
-            if header is None or body is None:
+        while True:
+            self.prepare()
+            if (frame := read_frame()) is None:
                 break
-            request = _parse(header)
+            request, body = parse(frame[0]), frame[1]
             try:
-                fields, reply_body = self.operations[request["op"]](request, body)
+                fields, reply_body = self.operations[str(request["op"])](request, body)
             except OSError as error:
                 fields, reply_body = {"errno": error.errno or errno.EIO}, b""
-            write_all(1, pack_reply(request["nonce"], fields, reply_body))
+            write_all(1, pack({"nonce": request["nonce"], **fields}, reply_body))
         self.end_others()
+
+    def prepare(self) -> None:
+        """What the next command needs and can be had before it comes."""
+        with Ignoring(OSError):
+            self.ooms = self.oom_kills()
+            self.open_pipes()
+
+    def open_pipes(self) -> None:
+        """A command's stdin, stdout and stderr, (read end, write end) each; our ends do not wait."""
+        while len(self.pipes) < 3:
+            ends = posix.pipe()
+            posix.set_blocking(ends[0 if self.pipes else 1], False)
+            self.pipes.append(ends)
 
     def hello(self, request: dict, body: bytes) -> Reply:
         return {
@@ -190,7 +225,6 @@ class Executor:
     def execute(self, request: dict, body: bytes) -> Reply:
         argv, env, cwd, stdin = _texts(request, body)
         started = time.monotonic()
-        ooms = self.oom_kills()
         try:
             posix.chdir(cwd)
         except OSError as error:
@@ -205,14 +239,16 @@ class Executor:
         (out, out_cut), (err, err_cut) = (stream.finish() for stream in call.streams)
         code = 128 + signal.SIGKILL if call.status is None else posix.waitstatus_to_exitcode(call.status)
         values = (128 - code if code < 0 else code, len(out), len(err), out_cut, err_cut, timed_out, flooded)
-        killed = code != 0 and self.oom_kills() > ooms
+        killed = code != 0 and self.oom_kills() > self.ooms
         return _result(*values, killed, leftover, int((time.monotonic() - started) * 1e6)), out + err
 
     def spawn(self, argv: list[bytes], env: dict[bytes, bytes], io: tuple[bytes, int]) -> Call:
         """Start a command; posix_spawn, as a fork would copy this process's page tables each time."""
         stdin, cap = io
         program = _find(argv[0], env.get(b"PATH", b""))
-        (in_r, in_w), (out_r, out_w), (err_r, err_w) = [posix.pipe() for _ in range(3)]
+        self.open_pipes()
+        (in_r, in_w), (out_r, out_w), (err_r, err_w) = self.pipes
+        self.pipes = []
         actions = [(posix.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((in_r, out_w, err_w))]
         try:
             self.set_oom_score(VICTIM_SCORE)  # inherited by the command
@@ -259,8 +295,8 @@ class Executor:
                         raise BrokenPipeError
                     if fd == self.wake_fd:
                         self.reap(call)
-                    else:
-                        call.handle(fd)
+                    elif call.handle(fd):
+                        self.look_for_end(call)
             elif alarms:
                 timed_out = timed_out or not flooded
                 self.end_call(call, alarms.pop(0)[1])
@@ -268,6 +304,16 @@ class Executor:
             else:
                 break
         return timed_out, flooded
+
+    def look_for_end(self, call: Call) -> None:
+        """Who closes its output mostly ends at once, sooner than this process could sleep and be woken."""
+        give_up = time.monotonic() + ENDING_S
+        while call.status is None and time.monotonic() < give_up:
+            ended, status = posix.waitpid(call.pid, posix.WNOHANG | WALL)
+            if ended:
+                call.status = status
+            else:
+                posix.sched_yield()
 
     def end_call(self, call: Call, number: int) -> None:
         with Ignoring(ProcessLookupError):
@@ -278,8 +324,7 @@ class Executor:
     def reap(self, call: Call | None = None) -> bool:
         """Bury who has ended; True where no child is left, living or dead."""
         with Ignoring(BlockingIOError):
-            while posix.read(self.wake_fd, 512):
-                pass
+            posix.read(self.wake_fd, 4096)
         with Ignoring(ChildProcessError):
             while (ended := posix.waitpid(-1, posix.WNOHANG | WALL)) != (0, 0):
                 if call is not None and ended[0] == call.pid:
@@ -308,6 +353,8 @@ class Executor:
         Who adopts the orphans below it and has no child has nobody below it: the kernel says so in one call.
         `strangers`, which were never below it, need a look into /proc.
         """
+        if self.adopts and not strangers and self.reap():
+            return 0
         give_up = time.monotonic() + GIVE_UP_S
         while True:
             self.kill_others()
@@ -357,15 +404,6 @@ def _make_folders(path: bytes) -> None:
         if path[end : end + 1] == b"/":
             with Ignoring(FileExistsError):
                 posix.mkdir(path[:end])
-
-
-def _parse(header: bytes) -> dict:
-    """A request's header, which the host writes: flat, without a space or a comma in its words."""
-    request: dict[str, int | str] = {}
-    for item in header.decode("ascii").strip("{}").split(", "):
-        name, _, value = item.partition(": ")
-        request[name.strip('"')] = value.strip('"') if value.startswith('"') else int(value)
-    return request
 
 
 def _find(program: bytes, path: bytes) -> bytes:
@@ -427,13 +465,20 @@ def _regular(fd: int) -> int:
     return status.st_size
 
 
-def read_exactly(length: int) -> bytes | None:
+def read_frame() -> tuple[bytes, bytes] | None:
+    """A request's header and body; None at the end. The host sends the next one after the reply."""
     data = bytearray()
+    header_end = length = LENGTHS.size
     while len(data) < length:
-        data += (chunk := posix.read(0, min(1 << 20, length - len(data))))
+        data += (chunk := posix.read(0, min(1 << 20, max(1 << 16, length - len(data)))))
         if not chunk:
             return None
-    return bytes(data)
+        if length == LENGTHS.size <= len(data):
+            header_length, body_length = LENGTHS.unpack_from(data)
+            header_end += header_length
+            length = header_end + body_length
+    with memoryview(data) as view:
+        return bytes(view[LENGTHS.size : header_end]), bytes(view[header_end:])
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -5,10 +5,7 @@ says is a SandboxProtocolError, and the box is closed. No class names, no pickle
 """
 
 import errno
-import json
-import math
 import os
-import secrets
 import select
 import subprocess
 import time
@@ -27,6 +24,7 @@ from envs.sandbox.contract import (
     SandboxProtocolError,
     Snapshot,
 )
+from envs.sandbox.waiting import wait_awake, wait_for
 
 START_TIMEOUT_S = 20.0
 SLACK_S = 10.0
@@ -134,7 +132,7 @@ class PipeTransport:
 
     def receive(self, max_bytes: int, deadline: float) -> bytes:
         while True:
-            wait_for(self._readable, deadline)
+            wait_awake(self._readable, deadline)
             try:
                 data = os.read(self._read_fd, max_bytes)
             except BlockingIOError:
@@ -150,14 +148,6 @@ class PipeTransport:
             os.close(self._read_fd)
 
 
-def wait_for(poller: select.poll, deadline: float) -> list[tuple[int, int]]:
-    """What happened on the descriptors of `poller`; SandboxLostError where nothing did until the deadline."""
-    left_s = deadline - time.monotonic()
-    if left_s <= 0 or not (events := poller.poll(left_s * 1000 + 1)):
-        raise SandboxLostError("the box stopped answering")
-    return events
-
-
 class ExecutorClient:
     """Commands and files of one box, over one transport. Once lost, every call raises SandboxLostError."""
 
@@ -167,8 +157,8 @@ class ExecutorClient:
         self._work_dir = work_dir
         self._box = box
         self._lost: str | None = None
-        self._unread = bytearray()
         self._environment = {**BASE_ENVIRONMENT, "HOME": work_dir}
+        self._default_texts = _environment_text(self._environment), _text("cwd", [self._path("")])
 
     def start(self) -> Mapping[str, int]:
         """Send the executor's text and greet it; what it says about itself."""
@@ -192,13 +182,24 @@ class ExecutorClient:
         """As `Sandbox.exec` promises."""
         cap = self._limits.output_cap_bytes if output_cap_bytes is None else output_cap_bytes
         _check_call(argv, stdin, timeout_s, cap)
-        items = [f"{key}={value}" for key, value in {**self._environment, **(env or {})}.items()]
-        texts = [_text("argv", argv), _text("env", items), _text("cwd", [self._path(cwd or "")])]
-        request: dict[str, int | str] = {"op": "execute", "timeout_ms": int(timeout_s * 1000), "cap": cap}
-        request |= {"flood": self._limits.flood_bytes}
-        request |= dict(zip(("argv", "env", "cwd"), map(len, texts), strict=True))
+        command = _text("argv", argv)
+        environment, folder = self._default_texts
+        if env:
+            environment = _environment_text({**self._environment, **env})
+        if cwd:
+            folder = _text("cwd", [self._path(cwd)])
+        request: dict[str, int | str] = {
+            "op": "execute",
+            "timeout_ms": int(timeout_s * 1000),
+            "cap": cap,
+            "flood": self._limits.flood_bytes,
+            "argv": len(command),
+            "env": len(environment),
+            "cwd": len(folder),
+        }
+        texts = command + environment + folder + stdin
         deadline = time.monotonic() + timeout_s + SLACK_S
-        fields, body = self._call(request, b"".join(texts) + stdin, deadline, 2 * cap, _EXEC_FIELDS)
+        fields, body = self._call(request, texts, deadline, 2 * cap, _EXEC_FIELDS)
         if fields["stdout"] + fields["stderr"] != len(body) or max(fields["stdout"], fields["stderr"]) > cap:
             raise self._violation("the lengths of its output do not add up")
         if fields["exit_code"] > 255:
@@ -302,17 +303,10 @@ class ExecutorClient:
         """One request and its checked reply: integers under exactly `names` (or `errno`), and a body."""
         if self._lost is not None:
             raise SandboxLostError(f"box {self._box}: {self._lost}")
-        nonce = secrets.token_hex(8)
+        nonce = os.urandom(8).hex()
         try:
-            self._transport.send(_frame({"nonce": nonce, **request}, body), deadline)
-            lengths = self._receive(executor.LENGTHS.size, deadline)
-            header_length, body_length = executor.LENGTHS.unpack(lengths)
-            if header_length > MAX_HEADER_BYTES or body_length > max_body:
-                raise self._violation(f"a frame of {header_length} + {body_length} bytes")
-            header = self._receive(header_length, deadline)
-            reply_body = self._receive(body_length, deadline)
-            if self._unread:
-                raise self._violation("more than one reply to a request")
+            self._transport.send(executor.pack({"nonce": nonce, **request}, body), deadline)
+            header, reply_body = self._receive(max_body, deadline)
         except SandboxProtocolError:
             raise
         except SandboxLostError as error:
@@ -323,30 +317,40 @@ class ExecutorClient:
             raise
         return self._checked(header, nonce, names), reply_body
 
-    def _receive(self, length: int, deadline: float) -> bytes:
-        """So many bytes; what came with them is kept, as a reply mostly comes in one piece."""
-        while len(self._unread) < length:
-            wanted = min(1 << 20, max(1 << 16, length - len(self._unread)))
-            self._unread += self._transport.receive(wanted, deadline)
-        data = bytes(self._unread[:length])
-        del self._unread[:length]
-        return data
+    def _receive(self, max_body: int, deadline: float) -> tuple[bytes, bytes]:
+        """A reply's header and body, and not a byte more."""
+        data = bytearray()
+        begin = end = length = executor.LENGTHS.size
+        while len(data) < length:
+            data += self._transport.receive(min(1 << 20, max(1 << 16, length - len(data))), deadline)
+            if length == begin <= len(data):
+                header_length, body_length = executor.LENGTHS.unpack_from(data)
+                if header_length > MAX_HEADER_BYTES or body_length > max_body:
+                    raise self._violation(f"a frame of {header_length} + {body_length} bytes")
+                end = begin + header_length
+                length = end + body_length
+        if len(data) > length:
+            raise self._violation("more than one reply to a request")
+        with memoryview(data) as view:
+            return bytes(view[begin:end]), bytes(view[end:])
 
     def _checked(self, header: bytes, nonce: str, names: tuple[str, ...]) -> dict[str, int]:
         try:
-            reply = json.loads(header)
-        except (ValueError, RecursionError):
-            raise self._violation("a header that is not JSON") from None
-        if not isinstance(reply, dict) or reply.pop("nonce", None) != nonce:
+            reply = executor.parse(header)
+        except ValueError:
+            raise self._violation("a header that is none of its own") from None
+        if reply.pop("nonce", None) != nonce:
             raise self._violation("a reply to another request")
-        if set(reply) not in (set(names), {"errno"}):
+        if tuple(reply) not in (names, ("errno",)):
             raise self._violation(f"unexpected fields {sorted(map(str, reply))[:20]}")
+        fields: dict[str, int] = {}
         for name, value in reply.items():
             if type(value) is not int or not 0 <= value < 1 << 62:
                 raise self._violation(f"{name} is not a count")
-        if "errno" in reply and names in (_EXEC_FIELDS, _HELLO_FIELDS):
-            raise self._violation(f"operating system error {reply['errno']}")
-        return reply
+            fields[name] = value
+        if "errno" in fields and names in (_EXEC_FIELDS, _HELLO_FIELDS):
+            raise self._violation(f"operating system error {fields['errno']}")
+        return fields
 
     def _raise_errno(self, fields: Mapping[str, int], path: str) -> None:
         if "errno" in fields:
@@ -372,20 +376,19 @@ _HELLO_FIELDS = ("version", "uid", "pid", "hidden")
 _EXEC_FIELDS = executor.RESULT_FIELDS
 
 
-def _frame(request: dict[str, int | str], body: bytes) -> bytes:
-    header = json.dumps(request).encode()
-    return executor.LENGTHS.pack(len(header), len(body)) + header + body
-
-
 def _check_call(argv: Sequence[str], stdin: bytes, timeout_s: float, cap: int) -> None:
     if isinstance(argv, str) or not argv:
         raise ValueError(f"argv must be a list of a program and its arguments, got {argv!r}")
     if len(stdin) > MAX_STDIN_BYTES:
         raise ValueError(f"stdin must be at most {MAX_STDIN_BYTES} bytes, got {len(stdin)}")
-    if not (math.isfinite(timeout_s) and 0 < timeout_s <= 86_400):
+    if not 0 < timeout_s <= 86_400:
         raise ValueError(f"timeout_s must lie in (0, 86400], got {timeout_s}")
     if not 0 < cap <= 32 << 20:
         raise ValueError(f"output_cap_bytes must lie in (0, 32 MiB], got {cap}")
+
+
+def _environment_text(variables: Mapping[str, str]) -> bytes:
+    return _text("env", [f"{name}={value}" for name, value in variables.items()])
 
 
 def _text(what: str, items: Sequence[str]) -> bytes:
