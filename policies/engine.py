@@ -105,9 +105,12 @@ class _Session:
 
 
 class Engine:
-    """Generates for many sessions at once with one model; not thread-safe."""
+    """Generates for many sessions at once with one model; not thread-safe.
 
-    def __init__(
+    dtype: bfloat16 rounds weights and cache, to half the size; `model` stays as it was published.
+    """
+
+    def __init__(  # noqa: PLR0913 (what a replica decides of an engine)
         self,
         model: WorldsmithForCausalLM,
         *,
@@ -116,10 +119,12 @@ class Engine:
         stop_token_ids: Collection[int],
         record_selected: bool = False,
         recompute: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        if num_slots < 1 or max_length < 2:
+        if num_slots < 1 or max_length < 2 or dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(
-                f"engine needs num_slots >= 1 and max_length >= 2, got {num_slots} and {max_length}"
+                "engine needs num_slots >= 1, max_length >= 2 and dtype float32 or bfloat16,"
+                f" got {num_slots}, {max_length} and {dtype}"
             )
         self.model = model
         self.num_slots = num_slots
@@ -127,11 +132,14 @@ class Engine:
         self.stop_token_ids = frozenset(stop_token_ids)
         self.version = 0
         self._record_selected = record_selected
-        # Longer prompts are read over cached latents: core attention touches the selected ones only.
-        self.gathered_from = gathered_prefill_from(model.config) or max_length
+        self.dtype = dtype
+        # Longer prompts, with rounded weights all, are read over cached latents: core attention touches the
+        # selected ones only.
+        in_place = gathered_prefill_from(model.config) or max_length
+        self.gathered_from = in_place if dtype == torch.float32 else 0
         self._recompute = recompute
-        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
-        self._fused = FusedDecoder(model)
+        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length, dtype)
+        self._fused = FusedDecoder(model, dtype)
         self._sessions: dict[int, _Session] = {}
         self._waiting: deque[_Session] = deque()
         self._free = list(range(num_slots - 1, -1, -1))
@@ -199,13 +207,10 @@ class Engine:
             going.sort(key=lambda s: s.slot or 0)
             long = [s for s in going if len(s.tokens) - s.num_read >= READ_ALONE_FROM]
             going = [s for s in going if s not in long]
-            logits += [self._read([session]) for session in long]
-            if going:
-                logits.append(self._read(going))
+            logits += [self._read(some) for some in (*([session] for session in long), going) if some]
             sessions = [*started, *long, *going]
-            if not sessions:
-                return []
-            self._sample(sessions, torch.cat(logits))
+            if sessions:
+                self._sample(sessions, torch.cat(logits))
         return [turn for s in sessions if (turn := self._ended(s)) is not None]
 
     def close(self, session: int) -> SessionRecord:
@@ -240,16 +245,15 @@ class Engine:
         They keep what the old weights cached or, with `recompute`, read all of it again with the new ones.
         """
         self.model.load_state_dict(state_dict, strict=True)
-        self._fused = FusedDecoder(self.model)
+        self._fused = FusedDecoder(self.model, self.dtype)
         self.version = version
-        if self._recompute:
-            for session in self._sessions.values():
-                session.num_read = 0
+        for session in self._sessions.values() if self._recompute else ():
+            session.num_read = 0
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities, nats, of at most `max_length` tokens but the first; sessions are not touched."""
         ids = torch.tensor(list(token_ids)[: self.max_length])
-        cache = allocate_cache(self.model.config, 1, len(ids))
+        cache = allocate_cache(self.model.config, 1, len(ids), self.dtype)
         places = torch.arange(len(ids))
         tokens = NewTokens(
             ids=ids, slots=torch.zeros_like(ids), positions=places, num_cached=len(ids), fewest=1
@@ -259,16 +263,14 @@ class Engine:
         return logits.log_softmax(-1).gather(1, ids[1:, None]).squeeze(1).tolist()
 
     def _get(self, session: int) -> _Session:
-        try:
-            return self._sessions[session]
-        except KeyError:
-            raise ValueError(f"session {session} is not open") from None
+        if session not in self._sessions:
+            raise ValueError(f"session {session} is not open")
+        return self._sessions[session]
 
     def _check_tokens(self, tokens: list[int]) -> None:
         vocab = self.model.config.vocab_size
-        bad = next((token for token in tokens if not 0 <= token < vocab), None)
-        if bad is not None:
-            raise ValueError(f"token id {bad} is outside the vocabulary of {vocab}")
+        if bad := [token for token in tokens if not 0 <= token < vocab]:
+            raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
 
     def _start_waiting(self) -> tuple[list[_Session], list[Tensor]]:
         """Slots for waiting sessions; prompts read once each. Long prompts are left to `_read`."""
@@ -392,8 +394,7 @@ def _batches(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     """Prompts, shortest first, in batches of at most PREFILL_TOKENS padded tokens."""
     batches: list[list[tuple[int, ...]]] = []
     for prompt in prompts:
-        if batches and (len(batches[-1]) + 1) * len(prompt) <= PREFILL_TOKENS:
-            batches[-1].append(prompt)
-        else:
-            batches.append([prompt])
+        if not batches or (len(batches[-1]) + 1) * len(prompt) > PREFILL_TOKENS:
+            batches.append([])
+        batches[-1].append(prompt)
     return batches

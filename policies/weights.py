@@ -19,7 +19,9 @@ from torch import Tensor
 from policies.model.decoder import WorldsmithForCausalLM
 
 CANARY_TOLERANCE = 1e-3
-"""Nats a token in float32."""
+"""Nats a token, of a replica in float32."""
+ROUNDED_CANARY_TOLERANCE = 0.2
+"""Nats a token, of one whose matrices are rounded to bfloat16."""
 CANARY_OUTLIERS = 0.1
 """The share of the canary's tokens that may differ by more: where two places of nearly equal score are at the
 edge of a selection, rounding decides which is attended to.
@@ -58,6 +60,8 @@ class Serving(Protocol):
 
     model: WorldsmithForCausalLM
     version: int
+    dtype: torch.dtype
+    """What it computes in; `model` is as it was published."""
 
     def load_weights(self, state_dict: Mapping[str, Tensor], *, version: int) -> None: ...
 
@@ -110,7 +114,8 @@ def load_published(engine: Serving, published: PublishedWeights) -> None:
     try:
         held = engine.model.state_dict()
         check_served(published, {name: checksum(tensor.cpu().numpy()) for name, tensor in held.items()})
-        check_canary(published, engine.score(published.canary.token_ids))
+        tolerance = CANARY_TOLERANCE if engine.dtype == torch.float32 else ROUNDED_CANARY_TOLERANCE
+        check_canary(published, engine.score(published.canary.token_ids), tolerance)
     except WeightsMismatchError:
         engine.load_weights(before, version=version)
         raise
@@ -146,16 +151,18 @@ def check_served(published: PublishedWeights, served: Mapping[str, str]) -> None
         )
 
 
-def check_canary(published: PublishedWeights, logps: Sequence[float]) -> None:
+def check_canary(
+    published: PublishedWeights, logps: Sequence[float], tolerance: float = CANARY_TOLERANCE
+) -> None:
     """logps: of the canary's tokens, or the first of them, as the replica computes them.
 
     Raises WeightsMismatchError.
     """
     differences = np.abs(np.subtract(logps, published.canary.logps[: len(logps)]))
-    beyond = float(np.mean(~(differences <= CANARY_TOLERANCE)))
+    beyond = float(np.mean(~(differences <= tolerance)))
     if beyond > CANARY_OUTLIERS:
         raise WeightsMismatchError(
             f"weights version {published.version}: the replica holds the published tensors and computes other"
-            f" log-probabilities: {beyond:.0%} of the canary's tokens differ by more than {CANARY_TOLERANCE}"
+            f" log-probabilities: {beyond:.0%} of the canary's tokens differ by more than {tolerance}"
             f" nats, the median by {np.median(differences):.2g}"
         )

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from envs.files import write_whole
 from policies.model.decoder import WorldsmithForCausalLM
-from policies.replay import restrict_logits
 from rl.checkpoints import checkpoint_steps
-from rl.recorded import Keep, Recorded, recorded
+from rl.recorded import Keep
+from rl.rescoring import Rows, held_to, lay_out, score
 from rl.stored import pack, unpack
 from rl.trajectory import Trajectory
 
@@ -87,15 +87,16 @@ def attribute(
     """Scores the trajectories again; `then` has the weights that sampled them, `now` newer ones."""
     then.eval()
     now.eval()
-    told = torch.cat([_told(t) for t in trajectories])
+    parts = [
+        _with_selection(lay_out(trajectories[start : start + ROWS]), then)
+        for start in range(0, len(trajectories), ROWS)
+    ]
+    told = torch.cat([rows.told_BT[rows.sampled_BT] for rows in parts])
     scored: dict[frozenset[str], Tensor] = {}
     for count in range(len(CAUSES) + 1):
         for causes in map(frozenset, combinations(CAUSES, count)):
-            parts = []
-            for start in range(0, len(trajectories), ROWS):
-                rows = trajectories[start : start + ROWS]
-                parts.append(_score(rows, then, now, causes, temperature))
-            scored[causes] = torch.cat(parts)
+            logps = [_score(rows, then, now, causes, temperature) for rows in parts]
+            scored[causes] = torch.cat(logps)
     gaps = {causes: (logps - told).abs().mean().item() for causes, logps in scored.items()}
     ratios = (scored[frozenset(CAUSES)] - told).double().exp()
     return Attribution(
@@ -121,57 +122,33 @@ def _shapley(gaps: dict[frozenset[str], float], cause: str) -> float:
 
 
 def _score(
-    rows: Sequence[Trajectory],
+    rows: Rows,
     then: WorldsmithForCausalLM,
     now: WorldsmithForCausalLM,
     causes: frozenset[str],
     temperature: float,
 ) -> Tensor:
     """Log-probabilities of the sampled tokens, one row after the other, with these causes switched on."""
-    prompt, rest = _widths(rows)
-    ids, mask, sampled = _padded(rows, prompt, rest)
-    held = recorded(rows, prompt, rest, Keep())
-    if held.selected is None:
-        # The replica did not record what it attended to; the same weights select the same again.
-        with torch.no_grad():
-            again = then(input_ids=ids, attention_mask=mask, routes=held.routes, return_selected=True)
-        held = replace(held, selected=again.selected)
-    held = Recorded(
-        routes=None if "routing" in causes else held.routes,
-        selected=None if "selection" in causes else held.selected,
-        kept=None if "sampling mask" in causes else held.kept,
+    keep = Keep(
+        routing="routing" not in causes,
+        selection="selection" not in causes,
+        sampling_mask="sampling mask" not in causes,
     )
     model = now if "staleness" in causes else then
     with torch.no_grad():
-        output = model(input_ids=ids, attention_mask=mask, routes=held.routes, selected=held.selected)
-    logits = output.logits[:, :-1].float() / temperature
-    if held.kept is not None:
-        logits = restrict_logits(logits, held.kept[:, 1:])
-    logps = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-    return logps[sampled[:, 1:]]
+        logps = score(model, rows, held_to(rows.records, keep), temperature=temperature)
+    return logps[rows.sampled_BT]
 
 
-def _widths(rows: Sequence[Trajectory]) -> tuple[int, int]:
-    prompt = max(t.num_prompt_tokens for t in rows)
-    return prompt, max(len(t.token_ids) - t.num_prompt_tokens for t in rows)
-
-
-def _padded(rows: Sequence[Trajectory], prompt: int, rest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and who wrote, [B, prompt + rest]: prompts end, and what follows begins, at one column."""
-    ids = torch.zeros(len(rows), prompt + rest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    sampled = torch.zeros_like(ids, dtype=torch.bool)
-    for row, trajectory in enumerate(rows):
-        start = prompt - trajectory.num_prompt_tokens
-        place = slice(start, start + len(trajectory.token_ids))
-        ids[row, place] = torch.tensor(trajectory.token_ids)
-        mask[row, place] = 1
-        sampled[row, place] = torch.tensor(trajectory.sampled)
-    return ids, mask, sampled
-
-
-def _told(trajectory: Trajectory) -> Tensor:
-    return torch.tensor(trajectory.logps)[torch.tensor(trajectory.sampled)]
+def _with_selection(rows: Rows, then: WorldsmithForCausalLM) -> Rows:
+    """Where the replica did not record what it attended to: the same weights select the same again."""
+    if rows.records.selected is not None:
+        return rows
+    with torch.no_grad():
+        again = then(
+            input_ids=rows.ids, attention_mask=rows.mask, routes=rows.records.routes, return_selected=True
+        )
+    return replace(rows, records=replace(rows.records, selected=again.selected))
 
 
 def _sampled_by(trajectory: Trajectory) -> set[int]:

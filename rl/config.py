@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rl.latency import Latency
-from rl.losses import Normalization
+from rl.losses import KlEstimator, Normalization
 
 
 class Section(BaseModel):
@@ -51,6 +51,7 @@ class LossSection(Section):
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_weight: float = 0.0
+    kl_estimator: KlEstimator = "unbiased"
     off_policy_delta: float | None = None
     normalization: Normalization = "response"
 
@@ -102,6 +103,8 @@ class RolloutSection(Section):
     """Learner steps that a token's weights may lie behind those that train on it; 0: rollouts and learner
     take turns (synchronous).
     """
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the in-process engine computes in; the learner's weights are float32 either way."""
     in_flight: Literal["keep", "recompute"] = "keep"
     """What running episodes do with their cache when new weights arrive."""
     boxes: int = Field(default=0, ge=0)
@@ -139,6 +142,8 @@ class RolloutSection(Section):
             raise ValueError("tool_latency needs boxes, the threads that tools run on")
         if self.engine == "vllm" and (self.max_staleness or self.boxes or not self.workers):
             raise ValueError("engine: vllm needs workers of at least 1, max_staleness 0 and boxes 0")
+        if self.engine == "vllm" and self.dtype != "float32":
+            raise ValueError("engine: vllm needs dtype float32; bfloat16 is the in-process engine's")
         return self
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 Normalization = Literal["response", "token", "constant"]
+KlEstimator = Literal["unbiased", "k3"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +23,8 @@ class LossConfig:
     """The ratio is clipped above at 1 + clip_high."""
     kl_weight: float = 0.0
     """Strength of the KL to the reference policy; 0 leaves the reference out."""
+    kl_estimator: KlEstimator = "unbiased"
+    """unbiased: K3 times the importance ratio (the paper); k3: without it, as GRPO had it before."""
     off_policy_delta: float | None = None
     """Nats: a row of negative advantage whose mean log(pi_old / pi_theta) exceeds it is masked; None:
     never.
@@ -126,7 +129,8 @@ def grpo_loss(
     if config.kl_weight:
         if reference_logp_BT is None:
             raise ValueError("loss.kl_weight is above 0, so the reference's log-probabilities are needed")
-        kl_BT = unbiased_kl(logp_BT, reference_logp_BT, ratio_BT, mask_BT)
+        weight_BT = ratio_BT if config.kl_estimator == "unbiased" else torch.ones_like(ratio_BT)
+        kl_BT = unbiased_kl(logp_BT, reference_logp_BT, weight_BT, mask_BT)
         loss_BT = loss_BT + config.kl_weight * kl_BT
     in_force_BT = (clipped_BT * advantage_B1 < ratio_BT * advantage_B1) & mask_BT
     num_tokens = mask_BT.sum().clamp(min=1)

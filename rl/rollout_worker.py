@@ -38,6 +38,7 @@ class ReplicaConfig:
     honeypots: bait in every episode. record_selected: whether trajectories hold what attention selected.
     boxes: threads for tools, beside the engine; 0: tools answer between its steps.
     recompute: whether running episodes read everything again when new weights arrive.
+    dtype: float32 or bfloat16, what the engine computes in.
     """
 
     policy: str
@@ -49,6 +50,7 @@ class ReplicaConfig:
     boxes: int = 0
     latency: Latency = field(default_factory=Latency)
     recompute: bool = False
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +74,7 @@ class RolloutWorker:
             stop_token_ids=codec.stop_ids,
             record_selected=config.record_selected,
             recompute=config.recompute,
+            dtype=getattr(torch, config.dtype),
         )
         self._engine = engine
         self._player = Player(

@@ -241,6 +241,7 @@ def start_workers(run: Run) -> AnyWorkers:
         boxes=rollout.boxes,
         latency=rollout.tool_latency,
         recompute=rollout.in_flight == "recompute",
+        dtype=rollout.dtype,
     )
     tasks = [*run.data.tasks, *run.data.heldout]
     return start_players(rollout.engine, replica, tasks, rollout.workers)

@@ -54,9 +54,10 @@ class KeyCache(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentCache:
     latents: Tensor
-    """[layers, slots, max_length, C + R] float32: normalised latent, then the rotated shared key."""
+    """[layers, slots, max_length, C + R] float32 or bfloat16: normalised latent, then the rotated shared key.
+    """
     index_keys: Tensor
-    """[layers, slots, max_length, I] float32."""
+    """[layers, slots, max_length, I], of the same type."""
     hashed: HashedKeys | None = None
     """With the selector `lsh`."""
 
@@ -78,8 +79,8 @@ class LatentCache:
 
     def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None:
         """Store rows at places (slot * max_length + position)."""
-        self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
-        self.index_keys[layer].view(-1, self.index_keys.shape[-1]).index_copy_(0, places_N, index_keys)
+        for stored, rows in ((self.latents, latents), (self.index_keys, index_keys)):
+            stored[layer].view(-1, stored.shape[-1]).index_copy_(0, places_N, rows.to(stored.dtype))
         if self.hashed is not None:
             codes = self.hashed.codes[layer]
             new = bucket_codes(index_keys, self.hashed.planes, self.hashed.num_bits).to(codes.dtype)
@@ -100,7 +101,9 @@ def pair_order(rope_dim: int) -> list[int]:
     return [column for pair in range(half) for column in (pair, half + pair)]
 
 
-def allocate_cache(config: ModelConfig, num_slots: int, max_length: int) -> LatentCache:
+def allocate_cache(
+    config: ModelConfig, num_slots: int, max_length: int, dtype: torch.dtype = torch.float32
+) -> LatentCache:
     shape = (config.num_hidden_layers, num_slots, max_length)
     hashed = None
     if config.token_selector == "lsh":
@@ -116,6 +119,6 @@ def allocate_cache(config: ModelConfig, num_slots: int, max_length: int) -> Late
         )
     return LatentCache(
         hashed=hashed,
-        latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim),
-        index_keys=torch.zeros(*shape, config.index_head_dim),
+        latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),
+        index_keys=torch.zeros(*shape, config.index_head_dim, dtype=dtype),
     )

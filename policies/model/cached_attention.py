@@ -1,4 +1,6 @@
-"""Absorbed attention of new tokens over the cached places that they select."""
+"""Absorbed attention of new tokens over the cached places that they select, in float32 whatever the cache is
+kept in.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -119,13 +121,13 @@ class SeenPlaces:
         if self.forced is not None:
             chosen = self._force(view, chosen, self.forced[view.part])
         if chosen is None:
-            rows_NKX = self.places(self.latents, view)
+            rows_NKX = self.places(self.latents, view).float()
             filler = view.later() if self.tokens.fewest < self.tokens.num_cached else None
         else:
             places_NK, filler = chosen
             flat = self._rows_of(places_NK, view.part).flatten()
             rows = self.latents.reshape(-1, self.latents.shape[-1]).index_select(0, flat)
-            rows_NKX = rows.view(*places_NK.shape, -1)
+            rows_NKX = rows.float().view(*places_NK.shape, -1)
         if record is not None:
             places_NK = view.key_pos.expand(len(view.queries.main), -1) if chosen is None else chosen[0]
             known = places_NK if filler is None else places_NK.masked_fill(filler, -1)
@@ -218,7 +220,7 @@ class _View:
 
     def index_scores(self, among: Tensor | None = None) -> Tensor:
         """Products are computed for the pairs in `among` only; the others score -inf."""
-        index_keys = self.seen.places(self.seen.cache.index_keys[self.seen.layer], self)
+        index_keys = self.seen.places(self.seen.cache.index_keys[self.seen.layer], self).float()
         weights = self.queries.weights[..., None]
         if among is None:
             products = _products(self.queries.index, index_keys.transpose(1, 2)).relu_()
@@ -234,7 +236,7 @@ class _View:
         return torch.full_like(pairs, NEVER).scatter_(1, places_NC, scores)
 
     def attention_mass(self) -> Tensor:
-        latents = self.seen.places(self.seen.latents, self)
+        latents = self.seen.places(self.seen.latents, self).float()
         logits = _products(self.queries.main, latents.transpose(1, 2))
         return logits.masked_fill_(self.later()[:, None], NEVER).softmax(-1).sum(1)
 

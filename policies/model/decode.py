@@ -3,6 +3,10 @@
 Attention is in its absorbed form (MQA mode): the key half of `kv_b_proj` is folded into the queries and the
 value half into the output, so that every head reads the same latents, and of those only the selected ones.
 `fuse` computes the folded weights once per weights version. N new tokens, K experts each.
+
+In bfloat16 the folded matrices are rounded once, as they are folded, and what is multiplied with them is
+rounded to the same. Between the products all is float32: norms, rotation, softmax and what the layers add up,
+and the two products where a rounding changes most, the router's and the output head's.
 """
 
 import functools
@@ -51,11 +55,12 @@ class FusedLayer:
     index_norm: tuple[Tensor, Tensor]
     moe: "FusedMoE | None"
     mlp: tuple[Tensor, Tensor, Tensor] | None
+    """Gate, up, down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedMoE:
-    """All experts and the shared one side by side, and the router behind them."""
+    """All experts and the shared one side by side, and in float32 the router behind them."""
 
     module: MoE
     norm: Tensor
@@ -63,18 +68,27 @@ class FusedMoE:
     """[2 * (E + S) * F + E, D]: every gate, every up, the router."""
     down: Tensor
     """[D, (E + S) * F]."""
+    router: Tensor | None
+    """[E, D] float32, where the others are rounded; `into` then ends before it."""
+    routed: tuple[Tensor, Tensor]
+    """Of the many tokens that are sorted: the experts' own matrices, as `grouped_swiglu` takes them."""
+    shared: tuple[Tensor, Tensor, Tensor]
+    """Gate, up, down."""
 
 
 class FusedDecoder:
-    """The weights of one version, ready to decode with."""
+    """The weights of one version, ready to decode with.
 
-    def __init__(self, model: WorldsmithForCausalLM) -> None:
+    dtype: of the matrices, float32 or bfloat16.
+    """
+
+    def __init__(self, model: WorldsmithForCausalLM, dtype: torch.dtype = torch.float32) -> None:
         self.config: ModelConfig = model.config
         self.how = selection(model.config)
         decoder = model.model
         with torch.no_grad():
-            self.embed = decoder.embed_tokens.weight.detach().float()
-            self.layers = [_fuse_layer(layer, self.config) for layer in decoder.decoder_layers()]
+            self.embed = decoder.embed_tokens.weight.detach().to(dtype)
+            self.layers = [_fuse_layer(layer, self.config, dtype) for layer in decoder.decoder_layers()]
             self.head = model.lm_head.weight.float() * decoder.norm.weight.float()
 
     def forward(
@@ -100,7 +114,7 @@ class FusedDecoder:
     ) -> tuple[Tensor, Tensor]:
         """The last layer's output [N, D] and the experts [N, L, K], as `forward`."""
         config = self.config
-        hidden_ND = functional.embedding(tokens.ids, self.embed)
+        hidden_ND = functional.embedding(tokens.ids, self.embed).float()
         turns = _turns(tokens.positions, config)
         used: list[Tensor] = []
         seen = SeenPlaces(config, self.how, cache, tokens)
@@ -108,12 +122,12 @@ class FusedDecoder:
             seen.look_at(index)
             queries = self._queries(index, _unit(hidden_ND, config.rms_norm_eps), turns, seen)
             mixed_NHC = seen.mix(queries, max(1, GATHERED_FLOATS // seen.floats_per_token), record)
-            hidden_ND = torch.addmm(hidden_ND, mixed_NHC.flatten(1), layer.out.t())
+            hidden_ND = _add_product(hidden_ND, mixed_NHC.flatten(1), layer.out)
             if layer.out_bias is not None:
                 hidden_ND += layer.out_bias
             normed_ND = _unit(hidden_ND, config.rms_norm_eps)
             if layer.mlp is not None:
-                hidden_ND = hidden_ND + swiglu(normed_ND, *layer.mlp)
+                hidden_ND = hidden_ND + _swiglu(normed_ND, layer.mlp)
             else:
                 assert layer.moe is not None
                 forced_NK = None if tokens.routes is None else tokens.routes[:, len(used)]
@@ -128,15 +142,15 @@ class FusedDecoder:
         config, layer = self.config, self.layers[index]
         rank, rope, index_dim = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
         heads, index_heads = config.num_attention_heads, config.index_n_heads
-        q_latent, latent, k_rope, index_k, index_w = functional.linear(
-            x_ND, layer.into, layer.into_bias
-        ).split([config.q_lora_rank, rank, rope, index_dim, index_heads], dim=-1)
+        q_latent, latent, k_rope, index_k, index_w = _product(x_ND, layer.into, layer.into_bias).split(
+            [config.q_lora_rank, rank, rope, index_dim, index_heads], dim=-1
+        )
         latent = _unit(latent, 1e-6).mul_(layer.latent_norm)
         index_k = functional.layer_norm(index_k, (index_dim,), *layer.index_norm, 1e-6)
         index_k = _turn(index_k, turns, 0, rope)
         k_row = _turn(torch.cat((latent, k_rope), -1), turns, rank, rope)
         seen.cache.write(index, seen.rows_N, k_row, index_k)
-        q_all = functional.linear(_unit(q_latent, 1e-6), layer.queries)
+        q_all = _product(_unit(q_latent, 1e-6), layer.queries)
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
         index_q = _turn(index_q.view(-1, index_heads, index_dim), turns[:, None], 0, rope)
@@ -154,6 +168,24 @@ def gathered_prefill_from(config: ModelConfig) -> int | None:
     absorbed = 2 * config.kv_lora_rank + config.qk_rope_head_dim
     expanded = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     return round(2 * GATHERING * config.index_topk * absorbed / expanded)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """float32, of `x` rounded as the weight is."""
+    if weight.dtype == torch.float32:
+        return functional.linear(x, weight, bias)
+    product = functional.linear(x.to(weight.dtype), weight).float()
+    return product if bias is None else product.add_(bias)
+
+
+def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    if weight.dtype == torch.float32:
+        return torch.addmm(total, x, weight.t())
+    return total + _product(x, weight)
+
+
+def _swiglu(x: Tensor, weights: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return swiglu(x.to(weights[0].dtype), *weights).float()
 
 
 def _unit(x: Tensor, eps: float) -> Tensor:
@@ -184,27 +216,28 @@ def _turn(x: Tensor, turns: Tensor, start: int, rope_dim: int) -> Tensor:
 
 def _experts(moe: FusedMoE, x_ND: Tensor, forced_NK: Tensor | None) -> tuple[Tensor, Tensor]:
     """Routed and shared experts on normed, unweighted rows: output [N, D], experts [N, K]."""
-    router, experts = moe.module.gate, moe.module.experts
+    router, dtype = moe.module.gate, moe.into.dtype
     num_experts = len(router.weight)
     if len(x_ND) > DENSE_EXPERT_TOKENS or num_experts > DENSE_EXPERT_LIMIT:
         x_ND = x_ND * moe.norm
         gates_NK, experts_NK = router(x_ND, forced_NK)
-        routed = grouped_swiglu(x_ND, experts_NK, gates_NK, experts.gate_up_proj, experts.down_proj)
-        return routed + moe.module.shared_experts(x_ND), experts_NK
+        routed = grouped_swiglu(x_ND.to(dtype), experts_NK, gates_NK.to(dtype), *moe.routed).float()
+        return routed + _swiglu(x_ND, moe.shared), experts_NK
     columns = moe.down.shape[1]
-    inner = functional.linear(x_ND, moe.into)
-    scores = inner[:, 2 * columns :].sigmoid()
+    inner = _product(x_ND, moe.into)
+    scores = inner[:, 2 * columns :] if moe.router is None else functional.linear(x_ND, moe.router)
+    scores = scores.sigmoid()
     experts_NK = router.choose_or_take(scores, forced_NK)
-    width = experts.down_proj.shape[-1]
+    width = moe.routed[1].shape[-1]
     gates = x_ND.new_ones(len(x_ND), columns // width)
     gates[:, :num_experts] = 0.0
     gates.scatter_(1, experts_NK, router.weigh(scores, experts_NK))
     act = functional.silu(inner[:, :columns]).mul_(inner[:, columns : 2 * columns])
     act.view(len(x_ND), -1, width).mul_(gates[..., None])
-    return functional.linear(act, moe.down), experts_NK
+    return _product(act, moe.down), experts_NK
 
 
-def _fuse_layer(layer: DecoderLayer, config: ModelConfig) -> FusedLayer:
+def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) -> FusedLayer:
     attention = layer.self_attn
     norm = layer.input_layernorm.weight.float()
     indexer = attention.indexer
@@ -230,16 +263,17 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig) -> FusedLayer:
     mlp = layer.mlp
     dense = None
     if not isinstance(mlp, MoE):
-        dense = (mlp.gate_proj.weight * after, mlp.up_proj.weight * after, mlp.down_proj.weight)
+        gate, up = mlp.gate_proj.weight * after, mlp.up_proj.weight * after
+        dense = (gate.to(dtype), up.to(dtype), mlp.down_proj.weight.to(dtype))
     return FusedLayer(
-        into=into.float() * norm,
+        into=(into.float() * norm).to(dtype),
         into_bias=bias,
-        queries=queries.contiguous(),
-        out=out.contiguous(),
+        queries=queries.contiguous().to(dtype),
+        out=out.contiguous().to(dtype),
         out_bias=attention.o_proj.bias,
         latent_norm=attention.kv_a_layernorm.weight.float(),
         index_norm=(indexer.k_norm.weight[pairs].float(), indexer.k_norm.bias[pairs].float()),
-        moe=_fuse_moe(mlp, after) if isinstance(mlp, MoE) else None,
+        moe=_fuse_moe(mlp, after, dtype) if isinstance(mlp, MoE) else None,
         mlp=dense,
     )
 
@@ -255,17 +289,23 @@ def _absorb(attention: Attention, config: ModelConfig) -> tuple[Tensor, Tensor]:
     return queries.flatten(0, 1), torch.einsum("dhv,hvc->dhc", o, kv_b[:, nope:]).flatten(1)
 
 
-def _fuse_moe(moe: MoE, norm: Tensor) -> FusedMoE:
+def _fuse_moe(moe: MoE, norm: Tensor, dtype: torch.dtype) -> FusedMoE:
     gate, up = moe.experts.gate_up_proj.chunk(2, dim=1)
     shared = moe.shared_experts
-    into = torch.cat(
-        (
-            gate.flatten(0, 1),
-            shared.gate_proj.weight,
-            up.flatten(0, 1),
-            shared.up_proj.weight,
-            moe.gate.weight,
-        )
-    )
+    parts = [gate.flatten(0, 1), shared.gate_proj.weight, up.flatten(0, 1), shared.up_proj.weight]
+    apart = dtype != torch.float32
+    into = torch.cat(parts if apart else [*parts, moe.gate.weight])
     down = torch.cat((moe.experts.down_proj.transpose(0, 1).flatten(1), shared.down_proj.weight), dim=1)
-    return FusedMoE(module=moe, norm=norm, into=into.float() * norm, down=down.float().contiguous())
+    return FusedMoE(
+        module=moe,
+        norm=norm,
+        into=(into.float() * norm).to(dtype),
+        down=down.contiguous().to(dtype),
+        router=moe.gate.weight.float() * norm if apart else None,
+        routed=(moe.experts.gate_up_proj.to(dtype), moe.experts.down_proj.to(dtype)),
+        shared=(
+            shared.gate_proj.weight.to(dtype),
+            shared.up_proj.weight.to(dtype),
+            shared.down_proj.weight.to(dtype),
+        ),
+    )

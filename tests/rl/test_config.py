@@ -30,6 +30,8 @@ def test_an_override_changes_one_field() -> None:
         ("rl.groups_trained=65", "groups_trained must be at most groups_per_step"),
         ("rl.rows_per_micro_batch=7", "rows_per_micro_batch must divide"),
         ("rl.reward_order=random", "rl.reward_order"),
+        ("rl.loss.kl_estimator=k2", "rl.loss.kl_estimator"),
+        ("rollout.dtype=float16", "rollout.dtype"),
         ("seed", "expected a.b=value"),
         ("seed.x=1", "not inside a section"),
         ("seed=[", "not a YAML value"),

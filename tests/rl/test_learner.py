@@ -112,6 +112,7 @@ def scored_inputs(learner: Learner) -> dict[str, Any]:
         LossConfig(off_policy_delta=0.5),
         LossConfig(kl_weight=0.3),
         LossConfig(kl_weight=0.3, off_policy_delta=1.0),
+        LossConfig(kl_weight=0.3, kl_estimator="k3"),
         LossConfig(normalization="token", kl_weight=0.3, off_policy_delta=1.0),
         LossConfig(normalization="constant", max_tokens=40, kl_weight=0.3, off_policy_delta=1.0),
     ],
@@ -126,6 +127,7 @@ def test_our_loss_is_trls_loss_where_both_define_it(tmp_path: Path, seed: int, l
     learner.epsilon_low, learner.epsilon_high = loss.clip_low, loss.clip_high
     learner.off_policy_mask_threshold = loss.off_policy_delta
     learner.beta = loss.kl_weight
+    learner.args.use_bias_correction_kl = loss.kl_estimator == "unbiased"
     learner.loss_type = TRL_NAMES[loss.normalization]
     learner.max_completion_length = loss.max_tokens
     learner._active = detach(inputs)

@@ -96,6 +96,13 @@ def test_the_off_policy_mask_spares_the_kl_term() -> None:
     assert terms.masked_share.item() == 1.0
 
 
+def test_plain_k3_leaves_the_ratio_out() -> None:
+    logp, sampled = torch.tensor([[-2.0]]), torch.tensor([[-1.0]])
+    config = LossConfig(kl_weight=1.0, kl_estimator="k3")
+    terms = grpo_loss(logp, sampled, torch.tensor([0.0]), everywhere(1, 1), config, torch.tensor([[-1.5]]))
+    assert terms.loss.item() == pytest.approx(math.exp(0.5) - 1.5, rel=1e-5)
+
+
 def plain_k3(logp: Tensor, reference: Tensor, ratio: Tensor, mask: Tensor) -> Tensor:
     """What GRPO had before: not weighted by the ratio."""
     return unbiased_kl(logp, reference, torch.ones_like(ratio), mask)

@@ -34,12 +34,27 @@ def make_model() -> WorldsmithForCausalLM:
     return model
 
 
-def played(model: WorldsmithForCausalLM, *, record_selected: bool = True) -> list[Trajectory]:
+def played(
+    model: WorldsmithForCausalLM,
+    *,
+    record_selected: bool = True,
+    dtype: torch.dtype = torch.float32,
+    first_seed: int = 0,
+) -> list[Trajectory]:
     """Eight sessions of random prompts, as rollouts leave them behind."""
-    engine = Engine(model, num_slots=ROWS, max_length=64, stop_token_ids=[], record_selected=record_selected)
+    engine = Engine(
+        model,
+        num_slots=ROWS,
+        max_length=64,
+        stop_token_ids=[],
+        record_selected=record_selected,
+        dtype=dtype,
+    )
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(10, 200, (9 + row,), generator=generator).tolist() for row in range(ROWS)]
-    sessions = [engine.open(prompt, seed=row, sampling=SAMPLING) for row, prompt in enumerate(prompts)]
+    sessions = [
+        engine.open(prompt, seed=first_seed + row, sampling=SAMPLING) for row, prompt in enumerate(prompts)
+    ]
     ended: set[int] = set()
     while len(ended) < ROWS:
         ended |= {turn.session for turn in engine.step()}
