@@ -130,8 +130,8 @@ class Engine:
         # Longer prompts are read over cached latents: core attention touches the selected ones only.
         self.gathered_from = gathered_prefill_from(model.config) or max_length
         self._recompute = recompute
-        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length)
         self._fused = FusedDecoder(model)
+        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length, self._fused.dtype)
         self._sessions: dict[int, _Session] = {}
         self._waiting: deque[_Session] = deque()
         self._free = list(range(num_slots - 1, -1, -1))
@@ -249,7 +249,7 @@ class Engine:
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities, nats, of at most `max_length` tokens but the first; sessions are not touched."""
         ids = torch.tensor(list(token_ids)[: self.max_length])
-        cache = allocate_cache(self.model.config, 1, len(ids))
+        cache = allocate_cache(self.model.config, 1, len(ids), self._fused.dtype)
         places = torch.arange(len(ids))
         tokens = NewTokens(
             ids=ids, slots=torch.zeros_like(ids), positions=places, num_cached=len(ids), fewest=1
@@ -316,7 +316,7 @@ class Engine:
         for layer, (latents, index_keys) in enumerate(captured):
             kept = (latents[all_rows], index_keys[all_rows])
             self._cache.write_captured(layer, all_cells, kept, rope_dim)
-        return self.model.lm_head(hidden_ND[last])
+        return functional.linear(hidden_ND[last].float(), self.model.lm_head.weight.float())
 
     def _routes(self, used: list[Tensor]) -> np.ndarray:
         dtype = route_dtype(self.model.config.n_routed_experts)
