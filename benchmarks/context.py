@@ -1,9 +1,12 @@
 """Measure how sparse attention grows with the context, beside dense attention of the same weights.
 
 One decoder in DeepSeek-V3.2's proportions (absorbed attention 3.4 times the work of MHA a pair, the indexer a
-tenth of MHA), index_topk 512, fp32. Prefill: one prompt, read in both modes of sparse attention and densely;
-decoding: 4 sequences, one token each. Time and growth of peak memory, each in a process of its own; the last
-line of --json is one JSON object, --plot draws it with what the arithmetic predicts.
+tenth of MHA), index_topk 512, fp32 or, with --dtype, bf16. Prefill: one prompt, read in both modes of sparse
+attention and densely; decoding: 4 sequences, one token each. Time and growth of peak memory, each in a
+process of its own, dense and sparse in turn; the last line of --json is one JSON object, --plot draws it with
+what the arithmetic predicts.
+
+Run as a module: `python -m benchmarks.context`.
 """
 
 import argparse
@@ -28,6 +31,7 @@ LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 TOP_K = 512
 NUM_DECODING = 4
 VOCAB = 1024
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LONG_ENOUGH = 2.0
 """Seconds."""
 
@@ -62,14 +66,14 @@ def pair_macs(config: ModelConfig) -> dict[str, int]:
     }
 
 
-def make_model(selector: str) -> WorldsmithForCausalLM:
+def make_model(selector: str, dtype: torch.dtype) -> WorldsmithForCausalLM:
     torch.manual_seed(0)
-    return WorldsmithForCausalLM(make_config(selector)).eval()
+    return WorldsmithForCausalLM(make_config(selector)).eval().to(dtype)
 
 
-def prefill(selector: str, mode: str, length: int) -> Callable[[], None]:
+def prefill(selector: str, mode: str, length: int, dtype: torch.dtype) -> Callable[[], None]:
     """Reads one prompt to its first sampled token."""
-    model = make_model(selector)
+    model = make_model(selector, dtype)
     prompt = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(1)).tolist()
     gathered = {"gathered": 0, "masked": length, "chosen": gathered_prefill_from(model.config) or length}[
         mode
@@ -85,10 +89,10 @@ def prefill(selector: str, mode: str, length: int) -> Callable[[], None]:
     return run
 
 
-def decode(selector: str, length: int) -> Callable[[], None]:
+def decode(selector: str, length: int, dtype: torch.dtype) -> Callable[[], None]:
     """One token for each of a few sequences whose caches hold `length` tokens."""
-    fused = FusedDecoder(make_model(selector))
-    cache = allocate_cache(fused.config, NUM_DECODING, length + 1)
+    fused = FusedDecoder(make_model(selector, dtype))
+    cache = allocate_cache(fused.config, NUM_DECODING, length + 1, fused.dtype)
     cache.latents.normal_()
     cache.index_keys.normal_()
     slots = torch.arange(NUM_DECODING)
@@ -143,11 +147,12 @@ def series() -> dict[str, tuple[str, ...]]:
     }
 
 
-def measure_one(name: str, length: int, seconds: float) -> dict[str, float]:
+def measure_one(name: str, length: int, seconds: float, dtype: torch.dtype) -> dict[str, float]:
     """In this process."""
     kind, *how = series()[name]
-    run = decode(how[0], length) if kind == "decode" else prefill(how[0], how[1], length)
-    return measure(run, seconds)
+    if kind == "decode":
+        return measure(decode(how[0], length, dtype), seconds)
+    return measure(prefill(how[0], how[1], length, dtype), seconds)
 
 
 def predicted(config: ModelConfig) -> dict[str, Callable[[int], float]]:
@@ -219,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shortest", type=int, default=0, help="leave out shorter contexts")
     parser.add_argument("--longest", type=int, default=LENGTHS[-1], help="leave out longer contexts")
     parser.add_argument("--only", choices=("decode", "prefill"), help="measure one part")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32", help="precision (default: fp32)")
     parser.add_argument(
         "--merge",
         type=Path,
@@ -235,22 +241,27 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.one:
         torch.set_num_threads(os.cpu_count() or 1)
-        print(json.dumps(measure_one(args.one[0], int(args.one[1]), args.seconds)))
+        print(json.dumps(measure_one(args.one[0], int(args.one[1]), args.seconds, DTYPES[args.dtype])))
         return 0
-    report: dict = {"index_topk": TOP_K, "pair_macs": pair_macs(make_config("lightning")), "series": {}}
+    report: dict = {
+        "dtype": args.dtype,
+        "index_topk": TOP_K,
+        "pair_macs": pair_macs(make_config("lightning")),
+        "series": {},
+    }
     report["gathered_prefill_from"] = gathered_prefill_from(make_config("lightning"))
-    for name in series():
-        if args.only and not name.startswith(args.only):
-            continue
-        rows = report["series"].setdefault(name, [])
-        for length in [n for n in LENGTHS if args.shortest <= n <= args.longest]:
-            command = [sys.executable, __file__, "--one", name, str(length), "--seconds", str(args.seconds)]
+    names = [name for name in series() if not args.only or name.startswith(args.only)]
+    for length in [n for n in LENGTHS if args.shortest <= n <= args.longest]:
+        for name in names:
+            command = [sys.executable, "-m", "benchmarks.context", "--one", name, str(length)]
+            command += ["--seconds", str(args.seconds), "--dtype", args.dtype]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 print(done.stderr[-2000:], file=sys.stderr)
                 return 1
-            rows.append({"length": length, **json.loads(done.stdout.splitlines()[-1])})
-            print(f"{name}, {length}: {rows[-1]}", file=sys.stderr, flush=True)
+            row = {"length": length, **json.loads(done.stdout.splitlines()[-1])}
+            report["series"].setdefault(name, []).append(row)
+            print(f"{name}, {length}: {row}", file=sys.stderr, flush=True)
     for earlier in args.merge:
         found = json.loads(earlier.read_text().splitlines()[-1])["series"]
         for name, rows in found.items():

@@ -107,7 +107,7 @@ class _Session:
 class Engine:
     """Generates for many sessions at once with one model; not thread-safe.
 
-    dtype: bfloat16 rounds weights and cache, to half the size; `model` stays as it was published.
+    dtype: bfloat16 rounds weights and cache; `model` stays as published. None: what the model has.
     """
 
     def __init__(  # noqa: PLR0913 (what a replica decides of an engine)
@@ -119,9 +119,9 @@ class Engine:
         stop_token_ids: Collection[int],
         record_selected: bool = False,
         recompute: bool = False,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        if num_slots < 1 or max_length < 2 or dtype not in (torch.float32, torch.bfloat16):
+        if num_slots < 1 or max_length < 2 or dtype not in (None, torch.float32, torch.bfloat16):
             raise ValueError(
                 "engine needs num_slots >= 1, max_length >= 2 and dtype float32 or bfloat16,"
                 f" got {num_slots}, {max_length} and {dtype}"
@@ -132,14 +132,14 @@ class Engine:
         self.stop_token_ids = frozenset(stop_token_ids)
         self.version = 0
         self._record_selected = record_selected
-        self.dtype = dtype
         # Longer prompts, with rounded weights all, are read over cached latents: core attention touches the
         # selected ones only.
         in_place = gathered_prefill_from(model.config) or max_length
-        self.gathered_from = in_place if dtype == torch.float32 else 0
+        self.gathered_from = in_place if dtype in (None, model.lm_head.weight.dtype) else 0
         self._recompute = recompute
-        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length, dtype)
         self._fused = FusedDecoder(model, dtype)
+        self.dtype = self._fused.dtype
+        self._cache: LatentCache = allocate_cache(model.config, num_slots, max_length, self._fused.dtype)
         self._sessions: dict[int, _Session] = {}
         self._waiting: deque[_Session] = deque()
         self._free = list(range(num_slots - 1, -1, -1))
@@ -253,7 +253,7 @@ class Engine:
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probabilities, nats, of at most `max_length` tokens but the first; sessions are not touched."""
         ids = torch.tensor(list(token_ids)[: self.max_length])
-        cache = allocate_cache(self.model.config, 1, len(ids), self.dtype)
+        cache = allocate_cache(self.model.config, 1, len(ids), self._fused.dtype)
         places = torch.arange(len(ids))
         tokens = NewTokens(
             ids=ids, slots=torch.zeros_like(ids), positions=places, num_cached=len(ids), fewest=1
@@ -318,7 +318,7 @@ class Engine:
         for layer, (latents, index_keys) in enumerate(captured):
             kept = (latents[all_rows], index_keys[all_rows])
             self._cache.write_captured(layer, all_cells, kept, rope_dim)
-        return self.model.lm_head(hidden_ND[last])
+        return functional.linear(hidden_ND[last].float(), self.model.lm_head.weight.float())
 
     def _routes(self, used: list[Tensor]) -> np.ndarray:
         dtype = route_dtype(self.model.config.n_routed_experts)

@@ -54,10 +54,11 @@ class KeyCache(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentCache:
     latents: Tensor
-    """[layers, slots, max_length, C + R] float32 or bfloat16: normalised latent, then the rotated shared key.
+    """[layers, slots, max_length, C + R] of the model's precision: normalised latent, then the rotated shared
+    key.
     """
     index_keys: Tensor
-    """[layers, slots, max_length, I], of the same type."""
+    """[layers, slots, max_length, I] float32."""
     hashed: HashedKeys | None = None
     """With the selector `lsh`."""
 
@@ -79,8 +80,9 @@ class LatentCache:
 
     def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None:
         """Store rows at places (slot * max_length + position)."""
-        for stored, rows in ((self.latents, latents), (self.index_keys, index_keys)):
-            stored[layer].view(-1, stored.shape[-1]).index_copy_(0, places_N, rows.to(stored.dtype))
+        latents = latents.to(self.latents.dtype)
+        self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
+        self.index_keys[layer].view(-1, self.index_keys.shape[-1]).index_copy_(0, places_N, index_keys)
         if self.hashed is not None:
             codes = self.hashed.codes[layer]
             new = bucket_codes(index_keys, self.hashed.planes, self.hashed.num_bits).to(codes.dtype)
@@ -104,6 +106,7 @@ def pair_order(rope_dim: int) -> list[int]:
 def allocate_cache(
     config: ModelConfig, num_slots: int, max_length: int, dtype: torch.dtype = torch.float32
 ) -> LatentCache:
+    """dtype: of the latents."""
     shape = (config.num_hidden_layers, num_slots, max_length)
     hashed = None
     if config.token_selector == "lsh":
@@ -120,5 +123,5 @@ def allocate_cache(
     return LatentCache(
         hashed=hashed,
         latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),
-        index_keys=torch.zeros(*shape, config.index_head_dim, dtype=dtype),
+        index_keys=torch.zeros(*shape, config.index_head_dim),
     )

@@ -188,7 +188,9 @@ def _joined(places: list[Tensor]) -> Tensor:
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """[n, H, X] times [n, X, Y], or times one [1, X, Y] for all."""
+    """[n, H, X] times [n, X, Y], or times one [1, X, Y] for all; in the precision of `right`."""
+    if left.dtype != right.dtype:
+        return _products(left.to(right.dtype), right).to(left.dtype)
     if len(right) == len(left):
         return torch.bmm(left, right)
     return (left.flatten(0, 1) @ right[0]).view(*left.shape[:2], -1)
@@ -212,11 +214,13 @@ class _View:
         return self.key_pos > self.query_pos
 
     def hide_later(self, scores_NS: Tensor) -> None:
-        if self.seen.tokens.slot is None:
-            scores_NS.masked_fill_(self.later(), NEVER)
-        else:  # only among the tokens' own places are any later
-            own = self.key_pos[self.fewest :]
-            scores_NS[:, self.fewest :].masked_fill_(own > self.query_pos, NEVER)
+        if self.fewest == self.num_places:
+            return
+        if self.part == slice(None):
+            hidden = self.later()[:, self.fewest :]
+        else:
+            hidden = self.key_pos[self.fewest :] > self.query_pos
+        scores_NS[:, self.fewest :].masked_fill_(hidden, NEVER)
 
     def index_scores(self, among: Tensor | None = None) -> Tensor:
         """Products are computed for the pairs in `among` only; the others score -inf."""

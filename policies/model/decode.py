@@ -2,11 +2,10 @@
 
 Attention is in its absorbed form (MQA mode): the key half of `kv_b_proj` is folded into the queries and the
 value half into the output, so that every head reads the same latents, and of those only the selected ones.
-`fuse` computes the folded weights once per weights version. N new tokens, K experts each.
+`FusedDecoder` computes the folded weights once per weights version. N new tokens, K experts each.
 
-In bfloat16 the folded matrices are rounded once, as they are folded, and what is multiplied with them is
-rounded to the same. Between the products all is float32: norms, rotation, softmax and what the layers add up,
-and the two products where a rounding changes most, the router's and the output head's.
+A 16-bit model's products are taken in its own precision; the residual stream, norms, softmax, rotations, the
+router, the indexer's head weights and scores, and the output head are float32, as in the trainer's forward.
 """
 
 import functools
@@ -45,6 +44,8 @@ class FusedLayer:
 
     into: Tensor
     """[Q + C + R + I + Hi, D]: query latent, latent, shared key, index key, index head weights."""
+    head_weights: Tensor | None
+    """[Hi, D] float32 in place of the last rows of `into`, where that has fewer bits."""
     into_bias: Tensor | None
     queries: Tensor
     """[H * (C + R) + Hi * I, Q]: absorbed queries and the indexer's."""
@@ -55,40 +56,41 @@ class FusedLayer:
     index_norm: tuple[Tensor, Tensor]
     moe: "FusedMoE | None"
     mlp: tuple[Tensor, Tensor, Tensor] | None
-    """Gate, up, down."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedMoE:
-    """All experts and the shared one side by side, and in float32 the router behind them."""
+    """All experts and the shared one side by side, and the router behind them."""
 
     module: MoE
     norm: Tensor
     into: Tensor
     """[2 * (E + S) * F + E, D]: every gate, every up, the router."""
+    router: Tensor | None
+    """[E, D] float32 in place of the last rows of `into`, where that has fewer bits."""
     down: Tensor
     """[D, (E + S) * F]."""
-    router: Tensor | None
-    """[E, D] float32, where the others are rounded; `into` then ends before it."""
     routed: tuple[Tensor, Tensor]
-    """Of the many tokens that are sorted: the experts' own matrices, as `grouped_swiglu` takes them."""
+    """Gates with ups, and downs, of the routed experts apart, for many tokens."""
     shared: tuple[Tensor, Tensor, Tensor]
-    """Gate, up, down."""
 
 
 class FusedDecoder:
     """The weights of one version, ready to decode with.
 
-    dtype: of the matrices, float32 or bfloat16.
+    dtype: what the matrices are rounded to and the latents kept in, float32, bfloat16 or float16; None: what
+    the model has.
     """
 
-    def __init__(self, model: WorldsmithForCausalLM, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: WorldsmithForCausalLM, dtype: torch.dtype | None = None) -> None:
         self.config: ModelConfig = model.config
         self.how = selection(model.config)
         decoder = model.model
+        self.dtype = dtype or _product_dtype(model.lm_head.weight)
+        """Of products and of cached latents."""
         with torch.no_grad():
-            self.embed = decoder.embed_tokens.weight.detach().to(dtype)
-            self.layers = [_fuse_layer(layer, self.config, dtype) for layer in decoder.decoder_layers()]
+            self.embed = decoder.embed_tokens.weight.detach().to(self.dtype)
+            self.layers = [_fuse_layer(layer, self.config, self.dtype) for layer in decoder.decoder_layers()]
             self.head = model.lm_head.weight.float() * decoder.norm.weight.float()
 
     def forward(
@@ -122,12 +124,12 @@ class FusedDecoder:
             seen.look_at(index)
             queries = self._queries(index, _unit(hidden_ND, config.rms_norm_eps), turns, seen)
             mixed_NHC = seen.mix(queries, max(1, GATHERED_FLOATS // seen.floats_per_token), record)
-            hidden_ND = _add_product(hidden_ND, mixed_NHC.flatten(1), layer.out)
+            hidden_ND = _add_linear(hidden_ND, mixed_NHC.flatten(1), layer.out)
             if layer.out_bias is not None:
                 hidden_ND += layer.out_bias
             normed_ND = _unit(hidden_ND, config.rms_norm_eps)
             if layer.mlp is not None:
-                hidden_ND = hidden_ND + _swiglu(normed_ND, layer.mlp)
+                hidden_ND = hidden_ND + swiglu(normed_ND.to(layer.mlp[0].dtype), *layer.mlp)
             else:
                 assert layer.moe is not None
                 forced_NK = None if tokens.routes is None else tokens.routes[:, len(used)]
@@ -142,15 +144,17 @@ class FusedDecoder:
         config, layer = self.config, self.layers[index]
         rank, rope, index_dim = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
         heads, index_heads = config.num_attention_heads, config.index_n_heads
-        q_latent, latent, k_rope, index_k, index_w = _product(x_ND, layer.into, layer.into_bias).split(
-            [config.q_lora_rank, rank, rope, index_dim, index_heads], dim=-1
-        )
+        sizes = [config.q_lora_rank, rank, rope, index_dim]
+        if layer.head_weights is None:
+            sizes.append(index_heads)
+        q_latent, latent, k_rope, index_k, *rest = _linear(x_ND, layer.into, layer.into_bias).split(sizes, -1)
+        index_w = functional.linear(x_ND, layer.head_weights) if layer.head_weights is not None else rest[0]
         latent = _unit(latent, 1e-6).mul_(layer.latent_norm)
         index_k = functional.layer_norm(index_k, (index_dim,), *layer.index_norm, 1e-6)
         index_k = _turn(index_k, turns, 0, rope)
         k_row = _turn(torch.cat((latent, k_rope), -1), turns, rank, rope)
         seen.cache.write(index, seen.rows_N, k_row, index_k)
-        q_all = _product(_unit(q_latent, 1e-6), layer.queries)
+        q_all = _linear(_unit(q_latent, 1e-6), layer.queries)
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
         index_q = _turn(index_q.view(-1, index_heads, index_dim), turns[:, None], 0, rope)
@@ -170,22 +174,18 @@ def gathered_prefill_from(config: ModelConfig) -> int | None:
     return round(2 * GATHERING * config.index_topk * absorbed / expanded)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """float32, of `x` rounded as the weight is."""
-    if weight.dtype == torch.float32:
-        return functional.linear(x, weight, bias)
-    product = functional.linear(x.to(weight.dtype), weight).float()
-    return product if bias is None else product.add_(bias)
+def _linear(x_ND: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In the weight's precision; bias and result are float32."""
+    if weight.dtype == x_ND.dtype:
+        return functional.linear(x_ND, weight, bias)
+    out = functional.linear(x_ND.to(weight.dtype), weight).float()
+    return out if bias is None else out.add_(bias)
 
 
-def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    if weight.dtype == torch.float32:
-        return torch.addmm(total, x, weight.t())
-    return total + _product(x, weight)
-
-
-def _swiglu(x: Tensor, weights: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    return swiglu(x.to(weights[0].dtype), *weights).float()
+def _add_linear(total_ND: Tensor, x_NF: Tensor, weight: Tensor) -> Tensor:
+    if weight.dtype == x_NF.dtype:
+        return torch.addmm(total_ND, x_NF, weight.t())
+    return _linear(x_NF, weight).add_(total_ND)
 
 
 def _unit(x: Tensor, eps: float) -> Tensor:
@@ -216,17 +216,18 @@ def _turn(x: Tensor, turns: Tensor, start: int, rope_dim: int) -> Tensor:
 
 def _experts(moe: FusedMoE, x_ND: Tensor, forced_NK: Tensor | None) -> tuple[Tensor, Tensor]:
     """Routed and shared experts on normed, unweighted rows: output [N, D], experts [N, K]."""
-    router, dtype = moe.module.gate, moe.into.dtype
+    router = moe.module.gate
     num_experts = len(router.weight)
     if len(x_ND) > DENSE_EXPERT_TOKENS or num_experts > DENSE_EXPERT_LIMIT:
         x_ND = x_ND * moe.norm
         gates_NK, experts_NK = router(x_ND, forced_NK)
-        routed = grouped_swiglu(x_ND.to(dtype), experts_NK, gates_NK.to(dtype), *moe.routed).float()
-        return routed + _swiglu(x_ND, moe.shared), experts_NK
+        x_ND = x_ND.to(moe.into.dtype)
+        routed = grouped_swiglu(x_ND, experts_NK, gates_NK, *moe.routed)
+        return routed + swiglu(x_ND, *moe.shared), experts_NK
     columns = moe.down.shape[1]
-    inner = _product(x_ND, moe.into)
-    scores = inner[:, 2 * columns :] if moe.router is None else functional.linear(x_ND, moe.router)
-    scores = scores.sigmoid()
+    inner = _linear(x_ND, moe.into)
+    logits = inner[:, 2 * columns :] if moe.router is None else functional.linear(x_ND, moe.router)
+    scores = logits.sigmoid()
     experts_NK = router.choose_or_take(scores, forced_NK)
     width = moe.routed[1].shape[-1]
     gates = x_ND.new_ones(len(x_ND), columns // width)
@@ -234,7 +235,7 @@ def _experts(moe: FusedMoE, x_ND: Tensor, forced_NK: Tensor | None) -> tuple[Ten
     gates.scatter_(1, experts_NK, router.weigh(scores, experts_NK))
     act = functional.silu(inner[:, :columns]).mul_(inner[:, columns : 2 * columns])
     act.view(len(x_ND), -1, width).mul_(gates[..., None])
-    return _product(act, moe.down), experts_NK
+    return _linear(act, moe.down), experts_NK
 
 
 def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) -> FusedLayer:
@@ -242,14 +243,14 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) ->
     norm = layer.input_layernorm.weight.float()
     indexer = attention.indexer
     pairs = pair_order(config.qk_rope_head_dim) + list(range(config.qk_rope_head_dim, config.index_head_dim))
-    into = torch.cat(
-        (
-            attention.q_a_proj.weight,
-            attention.kv_a_proj_with_mqa.weight,
-            indexer.wk.weight[pairs],
-            indexer.weights_proj.weight * indexer.weight_scale,
-        )
-    )
+    parts = [
+        attention.q_a_proj.weight.float(),
+        attention.kv_a_proj_with_mqa.weight.float(),
+        indexer.wk.weight[pairs].float(),
+    ]
+    head_weights = indexer.weights_proj.weight.float() * indexer.weight_scale
+    apart = dtype != torch.float32
+    into = torch.cat(parts if apart else [*parts, head_weights]) * norm
     bias = None
     if attention.q_a_proj.bias is not None:
         bias = torch.cat((attention.q_a_proj.bias, attention.kv_a_proj_with_mqa.bias)).float()
@@ -263,19 +264,25 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) ->
     mlp = layer.mlp
     dense = None
     if not isinstance(mlp, MoE):
-        gate, up = mlp.gate_proj.weight * after, mlp.up_proj.weight * after
-        dense = (gate.to(dtype), up.to(dtype), mlp.down_proj.weight.to(dtype))
+        gate, up = ((part.weight.float() * after).to(dtype) for part in (mlp.gate_proj, mlp.up_proj))
+        dense = (gate, up, mlp.down_proj.weight.to(dtype))
     return FusedLayer(
-        into=(into.float() * norm).to(dtype),
+        into=into.to(dtype),
+        head_weights=head_weights * norm if apart else None,
         into_bias=bias,
         queries=queries.contiguous().to(dtype),
         out=out.contiguous().to(dtype),
-        out_bias=attention.o_proj.bias,
+        out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.float(),
         latent_norm=attention.kv_a_layernorm.weight.float(),
         index_norm=(indexer.k_norm.weight[pairs].float(), indexer.k_norm.bias[pairs].float()),
         moe=_fuse_moe(mlp, after, dtype) if isinstance(mlp, MoE) else None,
         mlp=dense,
     )
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """What a model's products are taken in: its own 16 bits, otherwise float32."""
+    return weight.dtype if weight.dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def _absorb(attention: Attention, config: ModelConfig) -> tuple[Tensor, Tensor]:
@@ -293,15 +300,16 @@ def _fuse_moe(moe: MoE, norm: Tensor, dtype: torch.dtype) -> FusedMoE:
     gate, up = moe.experts.gate_up_proj.chunk(2, dim=1)
     shared = moe.shared_experts
     parts = [gate.flatten(0, 1), shared.gate_proj.weight, up.flatten(0, 1), shared.up_proj.weight]
+    router = moe.gate.weight.float()
     apart = dtype != torch.float32
-    into = torch.cat(parts if apart else [*parts, moe.gate.weight])
+    into = torch.cat([part.float() for part in parts] + ([] if apart else [router])) * norm
     down = torch.cat((moe.experts.down_proj.transpose(0, 1).flatten(1), shared.down_proj.weight), dim=1)
     return FusedMoE(
         module=moe,
         norm=norm,
-        into=(into.float() * norm).to(dtype),
-        down=down.contiguous().to(dtype),
-        router=moe.gate.weight.float() * norm if apart else None,
+        into=into.to(dtype),
+        router=router * norm if apart else None,
+        down=down.to(dtype).contiguous(),
         routed=(moe.experts.gate_up_proj.to(dtype), moe.experts.down_proj.to(dtype)),
         shared=(
             shared.gate_proj.weight.to(dtype),

@@ -23,6 +23,11 @@ def target_logps(
         targets_N: int64 ids in [0, V).
         temperature: what the logits are divided by.
     """
+    if hidden_ND.dtype in (
+        torch.bfloat16,
+        torch.float16,
+    ):  # their log-probabilities would be off by hundredths
+        hidden_ND, weight_VD = hidden_ND.float(), weight_VD.float()
     return _TargetLogps.apply(hidden_ND, weight_VD, targets_N, temperature)
 
 

@@ -44,7 +44,7 @@ class _GroupedSwiglu(torch.autograd.Function):
         order = chosen.argsort(stable=True)
         counts = torch.bincount(chosen, minlength=gate_up.shape[0]).tolist()
         tokens = order // num_chosen
-        sorted_gates = gates.flatten()[order]
+        sorted_gates = gates.flatten()[order].to(x.dtype)
         inner = x.new_empty(len(order), gate_up.shape[1])
         out_sorted = x.new_empty(len(order), x.shape[1])
         for expert, rows in _blocks(counts):

@@ -53,6 +53,17 @@ def test_choice_equals_a_stable_sort_whatever_the_ties(k: int, seed: int) -> Non
         assert all(len(set(row)) == k for row in places.tolist())
 
 
+@pytest.mark.parametrize("k", [1, 5, 16, 40, 63])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_full_rows_few_or_many_are_chosen_from_by_the_same_order(rows: int, k: int) -> None:
+    scores = tied_scores(rows, 64, seed=k)
+    scores[0] = torch.rand(64)  # no ties here
+    expected = slow_choice(scores, k)
+    assert torch.equal(select_topk(scores, k), expected)
+    places = select_topk_indices(scores, k)
+    assert torch.equal(places, expected.nonzero()[:, 1].view(rows, k))
+
+
 class Pairs:
     """A view of hand-made scores: one query at each of the last positions."""
 
