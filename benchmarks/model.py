@@ -57,9 +57,13 @@ def make_pair(config: ModelConfig) -> tuple[WorldsmithForCausalLM, DeepseekV32Fo
     """Two networks with the same weights."""
     torch.manual_seed(0)
     ours = WorldsmithForCausalLM(config)
-    theirs = DeepseekV32ForCausalLM(DeepseekV32Config(**config.to_dict()))
+    return ours, as_transformers(ours)
+
+
+def as_transformers(ours: WorldsmithForCausalLM) -> DeepseekV32ForCausalLM:
+    theirs = DeepseekV32ForCausalLM(DeepseekV32Config(**ours.config.to_dict()))
     theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    return theirs
 
 
 def train_step(model: torch.nn.Module, ids: Tensor, dtype: torch.dtype, **options: object) -> None:

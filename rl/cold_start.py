@@ -232,7 +232,7 @@ def make_optimizers(
     return optimizers
 
 
-def make_rl_optimizer(model: WorldsmithForCausalLM, learning_rate: float) -> torch.optim.Optimizer:
+def make_rl_optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.AdamW(trainable, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

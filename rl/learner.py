@@ -85,7 +85,7 @@ class Learner(GRPOTrainer):
                 processing_class=tokenizer,
                 rollout_func=_rollout,
                 optimizers=(optimizer, None),
-                callbacks=[_AfterStep(feed.after_step)],
+                callbacks=[AfterStep(feed.after_step)],
             )
         self.remove_callback(PrinterCallback)  # the run has a log and a progress line of its own
 
@@ -231,7 +231,9 @@ class Learner(GRPOTrainer):
             self._active = Recorded()
 
 
-class _AfterStep(TrainerCallback):
+class AfterStep(TrainerCallback):
+    """Calls `after_step` when the optimizer has moved."""
+
     def __init__(self, after_step: Callable[[], None]) -> None:
         self._after_step = after_step
 

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from rl.buffer import Limits
 from rl.config import TrainConfig
 from rl.measure import read_metrics
+from rl.rollout import LONGEST_WAIT_S
+from rl.rollouts import WHILE_S
 from rl.simulate import Episodes, Plant
 
 COLUMNS = ["turn_tokens", "tool_seconds"]
@@ -55,6 +57,7 @@ def measured(out: Path, *, step_s: float | None = None, token_s: float | None = 
             step_s=step_s,
             token_s=token_s,
             learner_s=[m["seconds_training"] for m in steps[1:]],
+            word_s=WHILE_S + LONGEST_WAIT_S,
         ),
         episodes=Episodes(
             turns=[row["turn_tokens"] for row in every if row["turn_tokens"]],

@@ -38,7 +38,8 @@ class Episodes:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plant:
     """The machinery. A replica's step takes `step_s + token_s * running` seconds and gives each running
-    episode a token; a learner step takes one of `learner_s`, drawn at random, and `sync_s` for the weights.
+    episode a token; a learner step takes one of `learner_s`, drawn at random. Then each replica stands still
+    for `sync_s`, to take and prove the new weights; tools go on, and so does the learner if it has a batch.
 
     replicas: each with `boxes` episodes at most.
     """
@@ -49,6 +50,8 @@ class Plant:
     token_s: float
     learner_s: Sequence[float]
     sync_s: float = 0.0
+    word_s: float = 0.0
+    """Beside the learner, an actor hears what to begin and says what has ended once in so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +110,8 @@ class _Replica:
     waiting: list[_Episode] = field(default_factory=list)
     open: int = 0
     stepping: bool = False
+    ready_at: float = 0.0
+    """When it has the newest weights."""
     busy_s: float = 0.0
 
 
@@ -146,14 +151,25 @@ class _Run:
             signal = self.rng.random() < self.episodes.signal
             rewards = [float(sample == 0) if signal else 0.0 for sample in range(self.limits.group_size)]
             self.rewards[group.number] = rewards
+            members = []
             for sample in range(self.limits.group_size):
                 turns = self.rng.choice(self.episodes.turns)
-                replica.waiting.append(
-                    _Episode(group.number, sample, group.version, turns, turns[0], begun=self.now)
-                )
-                replica.open += 1
+                members.append(_Episode(group.number, sample, group.version, turns, turns[0], begun=self.now))
+            replica.open += len(members)
+            if delay := self.until_a_word():
+                self.at(delay, self.arrived, replica, members)
+            else:
+                replica.waiting += members
         for replica in self.replicas:
             self.step_if_idle(replica)
+
+    def until_a_word(self) -> float:
+        """To or from an actor; 0 where rollouts and learner take turns."""
+        return self.rng.uniform(0.0, self.plant.word_s) if self.limits.max_staleness else 0.0
+
+    def arrived(self, replica: _Replica, members: list[_Episode]) -> None:
+        replica.waiting += members
+        self.step_if_idle(replica)
 
     def step_if_idle(self, replica: _Replica) -> None:
         replica.running += replica.waiting
@@ -161,11 +177,13 @@ class _Run:
         if replica.running and not replica.stepping:
             replica.stepping = True
             seconds = self.plant.step_s + self.plant.token_s * len(replica.running)
+            loading = max(0.0, replica.ready_at - self.now)
             # As many steps in one event as nothing can come between.
-            until_next = self.events[0][0] - self.now if self.events else 0.0
+            until_next = self.events[0][0] - self.now - loading if self.events else 0.0
             tokens = min(episode.left for episode in replica.running)
             steps = max(1, min(tokens, int(until_next / seconds)))
-            self.at(seconds * steps, self.stepped, replica, list(replica.running), steps, seconds * steps)
+            busy = seconds * steps
+            self.at(loading + busy, self.stepped, replica, list(replica.running), steps, busy)
 
     def stepped(self, replica: _Replica, ran: list[_Episode], steps: int, seconds: float) -> None:
         replica.stepping = False
@@ -189,7 +207,12 @@ class _Run:
             episode.left = episode.turns[episode.turn]
             replica.waiting.append(episode)
             self.step_if_idle(replica)
-            return
+        elif delay := self.until_a_word():
+            self.at(delay, self.ended, replica, episode)
+        else:
+            self.ended(replica, episode)
+
+    def ended(self, replica: _Replica, episode: _Episode) -> None:
         replica.open -= 1
         unused = self.schedule.end(
             episode.group,
@@ -208,7 +231,7 @@ class _Run:
         self.waited += self.now - self.waiting_since
         self.count_trained(groups)
         self.begin_groups()
-        self.at(self.rng.choice(self.plant.learner_s) + self.plant.sync_s, self.step_done)
+        self.at(self.rng.choice(self.plant.learner_s), self.step_done)
 
     def count_trained(self, groups: Iterable[Group[tuple[int, float]]]) -> None:
         for group in groups:
@@ -219,6 +242,8 @@ class _Run:
     def step_done(self) -> None:
         self.schedule.advance()
         self.waiting_since = self.now
+        for replica in self.replicas:
+            replica.ready_at = self.now + self.plant.sync_s
         self.begin_groups()
         self.train_if_ready()
 

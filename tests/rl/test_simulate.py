@@ -35,6 +35,26 @@ def test_taking_turns_costs_the_sum_and_going_on_beside_the_learner_the_longer_o
     assert beside.staleness == {0: 1, 1: 9}
 
 
+def test_replicas_that_take_weights_hold_up_rollouts_and_not_the_learner() -> None:
+    # An episode of 1 s, a learner step of 3 s, 1 s for the weights, which the first step does not need.
+    episodes = Episodes(turns=[[5]], tools=[0.5])
+    turns = simulate(plant(sync_s=1.0), episodes, limits(group_size=1))
+    assert turns.seconds == pytest.approx(10 * (1.0 + 3.0) + 9 * 1.0)
+    beside = simulate(plant(sync_s=1.0), episodes, limits(group_size=1, max_staleness=1))
+    assert beside.seconds == pytest.approx(1.0 + 10 * 3.0)
+
+
+def test_words_with_actors_delay_episodes_beside_the_learner_alone() -> None:
+    # Episodes of 3 s, a learner step of next to nothing: a run is its episodes, one after the other.
+    episodes = Episodes(turns=[[5]], tools=[2.5])
+    quick, slow = plant(learner_s=[0.001]), plant(learner_s=[0.001], word_s=0.5)
+    assert simulate(slow, episodes, limits()).seconds == simulate(quick, episodes, limits()).seconds
+    room = limits(max_staleness=1, episodes=2)  # for one group at a time
+    assert simulate(quick, episodes, room).seconds == pytest.approx(10 * 3.0, abs=0.1)
+    delay = simulate(slow, episodes, room).seconds / 10 - 3.0
+    assert 0.25 < delay < 2 * 0.5  # one word before, and the later of two words after
+
+
 def test_episodes_share_a_replicas_steps_and_queue_for_its_boxes() -> None:
     episodes = Episodes(turns=[[10]])
     # 0.1 s a step and 0.01 s for each of four running episodes.
