@@ -107,25 +107,32 @@ def batches(
     skip: int = 0,
 ) -> Iterator[Batch]:
     """Endless shuffled passes over the transcripts, in batches of at most so many tokens, from the `skip`th
-    on.
+    on. What is left of a pass for less than a batch waits for other passes, but for a pass that is no more.
     """
     if not transcripts:
         raise ValueError("there are no demonstrations to train on; make some with synth --demonstrations")
     order = list(range(len(transcripts)))
     while True:
         rng.shuffle(order)
-        rows: list[Transcript] = []
-        size = 0
-        for index in order:
-            length = len(transcripts[index].token_ids)
-            if rows and size + length > tokens_per_batch:
-                if skip > 0:
-                    skip -= 1
-                else:
-                    yield make_batch(rows, pad_id)
-                rows, size = [], 0
-            rows.append(transcripts[index])
-            size += length
+        for rows in _full_batches([transcripts[index] for index in order], tokens_per_batch):
+            if skip > 0:
+                skip -= 1
+            else:
+                yield make_batch(rows, pad_id)
+
+
+def _full_batches(transcripts: Sequence[Transcript], tokens_per_batch: int) -> Iterator[list[Transcript]]:
+    rows: list[Transcript] = []
+    size, full = 0, 0
+    for transcript in transcripts:
+        length = len(transcript.token_ids)
+        if rows and size + length > tokens_per_batch:
+            yield rows
+            rows, size, full = [], 0, full + 1
+        rows.append(transcript)
+        size += length
+    if not full:
+        yield rows
 
 
 def learning_rate_at(step: int, num_steps: int, peak: float) -> float:

@@ -58,6 +58,9 @@ class LossSection(Section):
 
 class RlSection(Section):
     steps: int = Field(ge=0)
+    """At most, where `until_share` is given."""
+    until_share: float | None = Field(default=None, gt=0)
+    """End at the first step at which RL's compute comes to this share of the cold start's."""
     groups_per_step: int = Field(ge=1)
     """Groups played a step."""
     groups_trained: int = Field(ge=1)
@@ -160,6 +163,8 @@ class EvalSection(Section):
 
 class TrainConfig(Section):
     seed: int = Field(default=0, ge=0)
+    start: str | None = None
+    """The directory of a policy to begin with, its tokenizer too; none: a new one."""
     corpus: str
     """Certified tasks, with demonstrations."""
     heldout: str
@@ -171,9 +176,61 @@ class TrainConfig(Section):
     eval: EvalSection = EvalSection()
 
 
+class SpecialistsSection(Section):
+    steps: int = Field(ge=1)
+    """Of each specialist's RL; all else is as in `rl`."""
+
+
+class DistillSection(Section):
+    samples: int = Field(default=2, ge=1)
+    """Episodes of each training task of the trained levels, by its group's specialist."""
+    kept_per_task: int = Field(default=1, ge=1)
+    """Episodes of one task to learn from at most, of those that the verifier passed."""
+    steps: int = Field(ge=1)
+    """Of supervised learning from them, with sparse attention, from the cold start's policy on."""
+    tokens_per_batch: int = Field(default=4096, ge=64)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """AdamW's, of all that is no matrix of a layer."""
+    muon_learning_rate: float = Field(default=3e-3, ge=0)
+    """Muon's, of the layers' matrices; 0: AdamW for them too."""
+    checkpoint_every: int = Field(default=50, ge=1)
+
+
+class PipelineSection(Section):
+    cold_start_from: str | None = None
+    """A run whose cold start is taken over; it must have had the same `model`, `cold_start` and corpora."""
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Domains by the name of the specialist that learns them; empty: a specialist a domain."""
+    specialists: SpecialistsSection
+    distill: DistillSection
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    """How far a group's pass rate may lie under its specialist's after mixed RL."""
+
+    @model_validator(mode="after")
+    def _groups_name_folders(self) -> Self:
+        for name in self.groups:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"groups: {name!r} names a folder; letters, digits, - and _ will do")
+        return self
+
+
+class PipelineConfig(TrainConfig):
+    """`rl` is the mixed stage's; its `until_share` counts the specialists' RL in."""
+
+    pipeline: PipelineSection
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.start is not None:
+            raise ValueError("a pipeline begins with a cold start; take one over by pipeline.cold_start_from")
+        if self.rl.steps == 0:
+            raise ValueError("a pipeline ends with mixed RL; rl.steps must be at least 1")
+        return self
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration in `path`, with `a.b=value` overrides. Raises ValueError with one line on any
-    fault.
+    """The configuration in `path`, with `a.b=value` overrides: a PipelineConfig where it has a section
+    `pipeline`. Raises ValueError with one line on any fault.
     """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -191,13 +248,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_config(fields: dict[str, Any], *, where: str) -> TrainConfig:
+    kind = PipelineConfig if "pipeline" in fields else TrainConfig
     try:
-        return TrainConfig.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(map(str, first["loc"])) or "config"
         if first["type"] == "extra_forbidden":
-            raise ValueError(f"{where}: there is no field {name}{_nearest(first['loc'])}") from None
+            raise ValueError(f"{where}: there is no field {name}{_nearest(kind, first['loc'])}") from None
         got = "" if isinstance(first["input"], dict) else f", got {first['input']!r}"
         raise ValueError(f"{where}: {name}: {first['msg'].removeprefix('Value error, ')}{got}") from None
 
@@ -218,8 +276,7 @@ def _apply(fields: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {value!r} is not a YAML value") from None
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
-    section: type[BaseModel] = TrainConfig
+def _nearest(section: type[BaseModel], location: tuple[int | str, ...]) -> str:
     for key in location[:-1]:
         kind = section.model_fields[str(key)].annotation if str(key) in section.model_fields else None
         if not (isinstance(kind, type) and issubclass(kind, BaseModel)):

@@ -42,11 +42,11 @@ class Objective:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feed:
     """next_batch: a step's trajectories, groups adjacent, once a step. after_step: called when the step is
-    done.
+    done; where it gives True, training ends there.
     """
 
     next_batch: Callable[[], Sequence[Trajectory]]
-    after_step: Callable[[], None]
+    after_step: Callable[[], bool | None]
 
 
 class Learner(GRPOTrainer):
@@ -232,13 +232,14 @@ class Learner(GRPOTrainer):
 
 
 class AfterStep(TrainerCallback):
-    """Calls `after_step` when the optimizer has moved."""
+    """Calls `after_step` when the optimizer has moved; training ends where that says so."""
 
-    def __init__(self, after_step: Callable[[], None]) -> None:
+    def __init__(self, after_step: Callable[[], bool | None]) -> None:
         self._after_step = after_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._after_step()
+        if self._after_step():
+            control.should_training_stop = True
 
 
 def make_args(  # noqa: PLR0913 (what a run decides of TRL's settings)

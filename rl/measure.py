@@ -15,7 +15,7 @@ from envs.sandbox.requirements import IN_PROCESS
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.weights import publish
 from rl.advantage import has_signal, rewards_of
-from rl.budget import generation_flops, training_flops
+from rl.budget import Compute, active_parameters, compute_of
 from rl.evaluate import play_scripted, requests_for, summarize
 from rl.groups import share_of_both
 from rl.ledger import Ledger
@@ -120,8 +120,6 @@ def evaluate(
             **summary,
         }
         run.log.metric("eval", record)
-        if when == "after":
-            run.log.metric("compute", compute_spent(run, model))
         run.observer.wrote()
     return record
 
@@ -155,15 +153,24 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
     return records
 
 
-def compute_spent(run: Run, model: WorldsmithForCausalLM) -> dict[str, Any]:
-    """FLOPs of both parts by one count (`rl.budget`), and RL's share of the cold start's."""
-    metrics = read_metrics(run.out)
-    cold_tokens = max((m["tokens"] for m in metrics if m["kind"] == "cold_start"), default=0)
-    steps = [m for m in metrics if m["kind"] == "rl"]
-    rl_tokens = sum(m["tokens"] for m in steps)
-    cold = training_flops(model, cold_tokens)
-    learning = training_flops(model, rl_tokens) + generation_flops(model, rl_tokens)
-    return {"cold_start_flops": cold, "rl_flops": learning, "share": learning / cold if cold else None}
+def own_compute(run: Run, model: WorldsmithForCausalLM) -> Compute:
+    """What this run has spent so far, by its metrics."""
+    return compute_of(
+        read_metrics(run.out),
+        active_parameters(model),
+        from_start=run.config.start is not None,
+        with_reference=run.config.rl.loss.kl_weight > 0,
+    )
+
+
+def record_compute(run: Run, model: WorldsmithForCausalLM) -> None:
+    """FLOPs of this run and of those that it follows, and RL's share of the cold start's; once a run."""
+    if any(record["kind"] == "compute" for record in read_metrics(run.out)):
+        return
+    spent = run.before + own_compute(run, model)
+    fields = {"cold_start_flops": spent.pretraining, "rl_flops": spent.rl, "share": spent.rl_share}
+    run.log.metric("compute", fields)
+    run.observer.wrote()
 
 
 def write_episodes(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
@@ -172,7 +179,13 @@ def write_episodes(run: Run, name: str, rows: list[dict[str, Any]]) -> None:
     write_whole(run.out / "episodes" / f"{name}.parquet", sink.getvalue().to_pybytes())
 
 
-def demonstrators_note(data: Data) -> str:
+def lessons_note(data: Data) -> str:
+    """What a report says of what the supervised steps learnt from."""
+    if data.lessons:
+        return (
+            f"The policy learns from {len(data.lessons):,} episodes that specialists played on training tasks"
+            " and the verifier passed, by the very tokens that they sampled."
+        )
     passed = sum(d.reward == 1.0 for d in data.mixed) / max(1, len(data.mixed))
     return (
         f"The cold start learns from {len(data.clean):,} clean demonstrations (the planner with full "

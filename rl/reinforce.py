@@ -16,6 +16,7 @@ from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec
 from policies.weights import publish
 from rl.attribution import keep_for_attribution
+from rl.budget import active_parameters, step_compute
 from rl.checkpoints import (
     Checkpoint,
     latest_checkpoint,
@@ -27,7 +28,7 @@ from rl.cold_start import make_rl_optimizer
 from rl.learner import Feed, Learner, Objective, make_args
 from rl.ledger import Ledger
 from rl.losses import LossConfig
-from rl.measure import StepClock, evaluate, record_step
+from rl.measure import StepClock, evaluate, own_compute, record_step
 from rl.recorded import Keep
 from rl.replica_workers import AnyWorkers
 from rl.rollout_worker import ActorSeats, Workers
@@ -42,8 +43,11 @@ BUFFER = "buffer.safetensors"
 """In a checkpoint: the groups that were ready."""
 
 
-def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec: TextCodec) -> None:
-    """TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once."""
+def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec: TextCodec) -> int:
+    """TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once.
+
+    Returns the number of steps done, which `rl.until_share` may end before `rl.steps`.
+    """
     config = run.config.rl
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".indexer." not in name)  # the indexer stays as it is in RL, as in GLM-5
@@ -51,10 +55,12 @@ def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec
     optimizer = make_rl_optimizer(model, config.learning_rate)
     found = load_latest(run.out / "checkpoints", model, optimizer)
     start = found.step if found else 0
-    if start >= config.steps:
-        return
     trim_metrics(run.out, kind="rl", from_step=start)
-    loop = Reinforcement(run, workers, model, optimizer, found)
+    allowance = Allowance(run, model)
+    if start >= config.steps or allowance.used_up:
+        allowance.tell(start)
+        return start
+    loop = Reinforcement(run, workers, model, optimizer, found, allowance)
     learner = Learner(
         model,
         tokenizer=codec.tokenizer,
@@ -77,6 +83,46 @@ def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec
         run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
         learner.train()
         run.observer.end()
+    allowance.tell(loop.done)
+    return loop.done
+
+
+class Allowance:
+    """How much compute RL may have: `rl.until_share` of pre-training's, earlier runs' RL counted in."""
+
+    def __init__(self, run: Run, model: WorldsmithForCausalLM) -> None:
+        self._run = run
+        self._limit = run.config.rl.until_share
+        self._active = active_parameters(model)
+        self._with_reference = run.config.rl.loss.kl_weight > 0
+        self._spent = run.before + own_compute(run, model)
+        if self._limit is not None and self._spent.rl_share is None:
+            raise ValueError(
+                "rl.until_share needs a cold start to be a share of; this run has none, leave it out"
+            )
+
+    @property
+    def used_up(self) -> bool:
+        share = self._spent.rl_share
+        return self._limit is not None and share is not None and share >= self._limit
+
+    def spend(self, batch: Batch) -> dict[str, Any]:
+        """A step's tokens; what its metrics say of them."""
+        played = sum(len(t.token_ids) for t in batch.played)
+        trained = sum(len(t.token_ids) for t in batch.taught)
+        self._spent += step_compute(
+            self._active, played=played, trained=trained, with_reference=self._with_reference
+        )
+        return {"trained_tokens": trained, "compute_share": self._spent.rl_share}
+
+    def tell(self, steps: int) -> None:
+        """What ended RL, where a share may."""
+        if self._limit is not None:
+            why = "its share was reached" if self.used_up else "all its steps were done"
+            self._run.log.note(
+                f"RL ended after {steps} steps, as {why}: {self._spent.rl_share:.3f} of the cold start's"
+                f" compute, {self._limit:g} wanted."
+            )
 
 
 class Reinforcement:
@@ -93,8 +139,10 @@ class Reinforcement:
         model: WorldsmithForCausalLM,
         optimizer: torch.optim.Optimizer,
         found: Checkpoint | None,
+        allowance: Allowance,
     ) -> None:
         self._run, self._workers, self._model, self._optimizer = run, workers, model, optimizer
+        self._allowance = allowance
         self._rollouts = start_rollouts(run, workers, found)
         self._done = self._saved_at = found.step if found else 0
         self._kept = self._rollouts.saved()
@@ -102,6 +150,11 @@ class Reinforcement:
         self._clock = StepClock()
         self._batch = Batch(taught=[], played=[])
         self._update = ExitStack()
+
+    @property
+    def done(self) -> int:
+        """Steps of the run so far."""
+        return self._done
 
     @contextmanager
     def going(self) -> Iterator[None]:
@@ -125,23 +178,27 @@ class Reinforcement:
         self._update.enter_context(self._run.stop.deferred())
         return self._batch.taught
 
-    def after_step(self, terms: dict[str, float]) -> None:
+    def after_step(self, terms: dict[str, float]) -> bool:
+        """Records the step; True: RL has had the compute that it may have."""
         run, config = self._run, self._run.config.rl
         self._done += 1
         self._rollouts.step_done(publish(self._model, version=self._done))
         self._kept = self._rollouts.saved()
+        terms |= self._allowance.spend(self._batch)
         terms |= beside_the_learner(run, self._batch, self._clock, self._done - 1)
         record_step(run, self._done - 1, self._batch.played, terms, self._clock, ledger=self._kept.ledger)
         if self._saved_at == self._done - 1:
             keep_for_attribution(run.out, self._batch.taught, self._done - 1)
-        if self._done % config.checkpoint_every == 0 or self._done == config.steps:
+        last = self._done == config.steps or self._allowance.used_up
+        if last or self._done % config.checkpoint_every == 0:
             self._save()
         self._update.close()  # raises Terminated if SIGTERM came meanwhile
         every = run.config.eval.every
-        if every and self._done % every == 0 and self._done < config.steps:
+        if every and self._done % every == 0 and not last:
             with self._rollouts.quiet():
                 evaluate(run, self._workers, self._model, when=f"step-{self._done}", step=self._done)
         self._clock.begin_step()
+        return self._allowance.used_up
 
     def _save(self) -> None:
         """Learner and rollouts as they were after the last step."""

@@ -11,6 +11,7 @@ from policies.replicas import ReplicaPool, vllm_config
 from policies.tokenizer import load_codec, load_tokenizer
 from policies.vllm_packages import HOW_TO_INSTALL, has_vllm
 from policies.weights import PublishedWeights
+from rl.config import RolloutSection
 from rl.rollout import Player
 from rl.rollout_worker import InProcess, ReplicaConfig, Workers
 from rl.trajectory import PlayableTask, PlayRequest, Trajectory
@@ -53,6 +54,21 @@ class ReplicaWorkers:
 
     def close(self) -> None:
         self.pool.shutdown()
+
+
+def replica_config(rollout: RolloutSection, policy: Path) -> ReplicaConfig:
+    """A replica of the policy in that directory, as a run's configuration wants it."""
+    return ReplicaConfig(
+        policy=str(policy),
+        slots=rollout.slots,
+        max_length=rollout.max_length,
+        threads=rollout.threads,
+        record_selected=rollout.keep_selection,
+        boxes=rollout.boxes,
+        latency=rollout.tool_latency,
+        recompute=rollout.in_flight == "recompute",
+        dtype=rollout.dtype,
+    )
 
 
 def check_engine(engine: str) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from envs.sandbox.requirements import IN_PROCESS
 from policies.engine import Sampling
+from rl.budget import Compute
 from rl.config import TrainConfig
 from rl.observer import Observer
 from rl.run_files import RunLog
 from rl.stopping import Stopping
 from rl.trajectory import PlayableTask
-from rl.transcript import Demonstration
+from rl.transcript import Demonstration, Transcript
 
 TIER = IN_PROCESS.tier
 
@@ -26,6 +27,8 @@ class Data:
     mixed: Sequence[Demonstration]
     unseen_levels: frozenset[tuple[str, int]]
     """(domain, level) that no demonstration shows."""
+    lessons: Sequence[Transcript] = ()
+    """Verified episodes to learn from in the place of `mixed`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,8 @@ class Run:
     log: RunLog
     observer: Observer
     stop: Stopping = field(default_factory=lambda: Stopping(0.0))
+    before: Compute = field(default_factory=Compute)
+    """Spent by the runs that this one follows."""
 
 
 def sampling(run: Run) -> Sampling:

@@ -133,17 +133,23 @@ def publish_directory(temporary: Path, final: Path) -> None:
 
 
 def _check_config(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    flat_old, flat_new = _flat(old), _flat(json.loads(json.dumps(new)))
-    changed = sorted(
-        key for key in flat_old.keys() | flat_new.keys() if flat_old.get(key) != flat_new.get(key)
-    )
+    changed = differences(old, new)
     if changed:
-        key = changed[0]
+        key, was, now = changed[0]
         raise ValueError(
-            f"{path}: this run began with {key} = {flat_old.get(key)!r}, the config now says "
-            f"{flat_new.get(key)!r}"
+            f"{path}: this run began with {key} = {was!r}, the config now says {now!r}"
             f" ({len(changed)} difference(s)); resume with the old config or choose another --out"
         )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Fields that two configurations have otherwise, by name, with both values; a missing one is None."""
+    flat_old, flat_new = _flat(old), _flat(json.loads(json.dumps(new)))
+    return [
+        (key, flat_old.get(key), flat_new.get(key))
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key) != flat_new.get(key)
+    ]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,26 @@ def pass_rate(rewards_by_task: Mapping[str, Sequence[float]]) -> PassRate:
     )
 
 
+def paired_difference(
+    ours: Mapping[str, Sequence[float]], theirs: Mapping[str, Sequence[float]]
+) -> tuple[float, tuple[float, float]]:
+    """Mean over the tasks that both played of the difference of a task's mean rewards, and its 95 % interval.
+
+    The interval is the normal one of the mean; a task's samples count as one cluster (arXiv 2411.00640,
+    section 4.2). Raises ValueError where the two share no task.
+    """
+    shared = [task for task, rewards in ours.items() if rewards and theirs.get(task)]
+    if not shared:
+        raise ValueError("the two evaluations share no task, so that there is nothing to compare")
+    gaps = [sum(ours[task]) / len(ours[task]) - sum(theirs[task]) / len(theirs[task]) for task in shared]
+    mean = sum(gaps) / len(gaps)
+    if len(gaps) == 1:
+        return mean, (-1.0, 1.0)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / (len(gaps) - 1) / len(gaps)
+    half = Z95 * math.sqrt(variance)
+    return mean, (max(-1.0, mean - half), min(1.0, mean + half))
+
+
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
     """The chance that one of k samples passes, unbiased from n of which c passed (arXiv 2107.03374)."""
     if num_samples - num_passed < k:

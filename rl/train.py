@@ -1,7 +1,9 @@
 """A training run, from top to bottom: tokenizer, cold start, evaluation, GRPO, evaluation.
 
+`rl.pipeline` puts several of them in a row.
+
     train(config, data, out)
-        learn_tokenizer      pieces from the demonstrations
+        learn_tokenizer      pieces from the demonstrations, or with `start` what that policy has
         cold_start           demonstrations, clean ones first, then mixed
         evaluate "before"
         reinforce            each step: publish weights, play groups, one learner step
@@ -22,11 +24,11 @@ import torch
 
 from envs.files import write_whole
 from envs.task import stable_seed
-from policies.model.checkpoint import save_model
+from policies.model.checkpoint import load_model, save_model
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
-from rl.budget import active_parameters
+from rl.budget import Compute, active_parameters
 from rl.checkpoints import latest_checkpoint, load_checkpoint_model, load_optimizers, save_checkpoint
 from rl.cold_start import (
     Phase,
@@ -39,70 +41,88 @@ from rl.cold_start import (
 )
 from rl.config import TrainConfig
 from rl.groups import check_twins
-from rl.measure import baselines, demonstrators_note, evaluate
+from rl.measure import baselines, evaluate, lessons_note, record_compute
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
 from rl.reinforce import reinforce
-from rl.replica_workers import AnyWorkers, check_engine, start_players
-from rl.rollout_worker import ReplicaConfig
+from rl.replica_workers import AnyWorkers, check_engine, replica_config, start_players
 from rl.run import TIER, Data, Run
 from rl.run_files import RunLog, mend_metrics, trim_metrics
 from rl.stopping import Stopping, graceful
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
 TOKENIZER_SAMPLE = 2000
-
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 GRACE_S = 25.0
 """After SIGTERM a step may still take so long, to be saved; orchestrators kill after 30 s."""
 
 
 def train(
-    config: TrainConfig, data: Data, out: Path, observer: Observer | None = None, log: RunLog | None = None
+    config: TrainConfig,
+    data: Data,
+    out: Path,
+    observer: Observer | None = None,
+    log: RunLog | None = None,
+    *,
+    before: Compute | None = None,
 ) -> dict[str, Any]:
     """Runs, or goes on with, the run in `out`; returns the closing evaluation's figures.
 
-    The caller holds the directory (`rl.run_files.locked`) from before it opens a log there. Raises Terminated
-    after SIGTERM, with what was learnt saved.
+    before: what the runs that this one follows have spent. The caller holds the directory
+    (`rl.run_files.locked`) from before it opens a log there. Raises Terminated after SIGTERM, with what was
+    learnt saved.
     """
     check_engine(config.rollout.engine)
     check_twins(config.rl, data.tasks)
-    with graceful(GRACE_S) as stop:
-        return _train(config, data, out, observer or Silent(), log, stop)
-
-
-def _train(
-    config: TrainConfig, data: Data, out: Path, observer: Observer, log: RunLog | None, stop: Stopping
-) -> dict[str, Any]:
     fields = config.model_dump(mode="json")
     log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
-    log.record["counts"] |= {
+    mend_metrics(out)
+    with graceful(GRACE_S) as stop:
+        run = Run(
+            config=config,
+            data=data,
+            out=out,
+            log=log,
+            observer=observer or Silent(),
+            stop=stop,
+            before=before or Compute(),
+        )
+        return _train(run)
+
+
+def _train(run: Run) -> dict[str, Any]:
+    config, data = run.config, run.data
+    run.log.record["counts"] |= {
         "train_tasks": len(data.tasks),
         "heldout_tasks": len(data.heldout),
         "demonstrations": len(data.clean) + len(data.mixed),
     }
-    log.note(demonstrators_note(data))
-    mend_metrics(out)
-    run = Run(config=config, data=data, out=out, log=log, observer=observer, stop=stop)
+    if config.cold_start.num_steps:
+        run.log.note(lessons_note(data))
     codec = learn_tokenizer(run)
     model = cold_start(run, codec)
     baselines(run)
     with ray_session(config.rollout.workers):
         workers = start_workers(run)
-        evaluate(run, workers, model, when="before", step=0)
-        reinforce(run, workers, model, codec)
-        summary = evaluate(run, workers, model, when="after", step=config.rl.steps)
+        summary = evaluate(run, workers, model, when="before", step=0)
+        if config.rl.steps:
+            steps = reinforce(run, workers, model, codec)
+            summary = evaluate(run, workers, model, when="after", step=steps)
         workers.close()
-    save_model(model, out / "policy")
-    log.finish()
-    observer.wrote()
+    record_compute(run, model)
+    save_model(model, run.out / "policy")
+    run.log.finish()
+    run.observer.wrote()
     return summary
 
 
 def learn_tokenizer(run: Run) -> TextCodec:
     """The tokenizer, learnt once from a sample of the demonstrations and kept with the policy."""
     directory = run.out / "policy"
-    if not (directory / "tokenizer.json").exists():
+    if run.config.start is not None:
+        copy_tokenizer(Path(run.config.start), directory)
+    elif not (directory / "tokenizer.json").exists():
         with run.log.stage("tokenizer"):
             rng = random.Random(stable_seed(run.config.seed, "tokenizer"))
             every = [*run.data.clean, *run.data.mixed]
@@ -112,10 +132,16 @@ def learn_tokenizer(run: Run) -> TextCodec:
             )
             temporary = run.out / ".policy.tmp"
             build_tokenizer(pieces).save_pretrained(temporary)
-            directory.mkdir(exist_ok=True)
-            for name in ("tokenizer_config.json", "tokenizer.json"):
-                write_whole(directory / name, (temporary / name).read_bytes())
+            copy_tokenizer(temporary, directory)
     return TextCodec(load_tokenizer(directory))
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Raises ValueError where `source` has none."""
+    load_tokenizer(source)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        write_whole(directory / name, (source / name).read_bytes())
 
 
 def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
@@ -124,7 +150,7 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
     found = latest_checkpoint(directory)
     torch.manual_seed(stable_seed(run.config.seed, "model") % 2**31)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = load_checkpoint_model(found) if found else new_model(run, codec)
+    model = load_checkpoint_model(found) if found else first_model(run, codec)
     start, tokens = (found.step, int(found.state["tokens"])) if found else (0, 0)
     run.log.record["counts"] |= {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -142,7 +168,6 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
     if found:
         load_optimizers(found, optimizers)
     trim_metrics(run.out, kind="cold_start", from_step=start)
-    sets = {"clean": run.data.clean, "mixed": run.data.mixed}
     with run.log.stage("cold start"):
         run.observer.begin("cold start", total=config.num_steps, done=start, unit="steps")
         started, started_tokens = time.monotonic(), tokens
@@ -158,7 +183,7 @@ def cold_start(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
                 continue
             model.config.token_selector = phase.selector
             source = batches(
-                encode_all(sets[phase.demonstrations], codec),
+                lessons_of(run, phase, codec),
                 tokens_per_batch=config.tokens_per_batch,
                 pad_id=codec.pad_id,
                 rng=random.Random(stable_seed(run.config.seed, "cold start", number)),
@@ -212,7 +237,10 @@ def cold_start_fields(
     }
 
 
-def new_model(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
+def first_model(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
+    """Before any step of this run: the policy of `start`, or a new one."""
+    if run.config.start is not None:
+        return load_model(run.config.start)
     tokenizer = codec.tokenizer
     special = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -220,6 +248,12 @@ def new_model(run: Run, codec: TextCodec) -> WorldsmithForCausalLM:
         "eos_token_id": tokenizer.eos_token_id,
     }
     return WorldsmithForCausalLM(tiny_config(codec.vocab_size, **special, **run.config.model.sizes))
+
+
+def lessons_of(run: Run, phase: Phase, codec: TextCodec) -> Sequence[Transcript]:
+    if phase.demonstrations == "mixed" and run.data.lessons:
+        return run.data.lessons
+    return encode_all({"clean": run.data.clean, "mixed": run.data.mixed}[phase.demonstrations], codec)
 
 
 def encode_all(demonstrations: Sequence[Demonstration], codec: TextCodec) -> list[Transcript]:
@@ -232,17 +266,7 @@ def start_workers(run: Run) -> AnyWorkers:
     """
     rollout = run.config.rollout
     save_model(_policy_shell(run), run.out / "policy")
-    replica = ReplicaConfig(
-        policy=str(run.out / "policy"),
-        slots=rollout.slots,
-        max_length=rollout.max_length,
-        threads=rollout.threads,
-        record_selected=rollout.keep_selection,
-        boxes=rollout.boxes,
-        latency=rollout.tool_latency,
-        recompute=rollout.in_flight == "recompute",
-        dtype=rollout.dtype,
-    )
+    replica = replica_config(rollout, run.out / "policy")
     tasks = [*run.data.tasks, *run.data.heldout]
     return start_players(rollout.engine, replica, tasks, rollout.workers)
 
@@ -251,5 +275,7 @@ def _policy_shell(run: Run) -> WorldsmithForCausalLM:
     found = latest_checkpoint(run.out / "checkpoints") or latest_checkpoint(
         run.out / "checkpoints" / "cold-start"
     )
-    assert found is not None, "cold start leaves a checkpoint"
+    if found is None:
+        assert run.config.start is not None, "a cold start leaves a checkpoint"
+        return load_model(run.config.start)
     return load_checkpoint_model(found)

@@ -42,9 +42,9 @@ def code_tasks(directory: Path, *, limit: int | None = None) -> list[CodeTask]:
     return tasks
 
 
-def training_data(corpus: Path, heldout: Path) -> Data:
+def training_data(corpus: Path, heldout: Path, *, demonstrations_needed: bool = True) -> Data:
     """Tasks and demonstrations of `corpus`, held-out tasks of `heldout`, proved to share no task and no
-    world.
+    world. Raises ValueError where they do, and where demonstrations are needed and there are none.
     """
     check_disjoint(corpus, heldout)
     toolsets = read_toolsets(corpus)
@@ -55,7 +55,7 @@ def training_data(corpus: Path, heldout: Path) -> Data:
         demonstration = Demonstration(messages=row.messages, tools=toolsets[row.tools], reward=row.reward)
         (mixed if row.slip_rate > 0 else clean).append(demonstration)
         shown.add((row.domain, row.level))
-    if not clean or not mixed:
+    if demonstrations_needed and not (clean and mixed):
         raise ValueError(
             f"{corpus}: training needs clean and mixed demonstrations, found {len(clean)} and {len(mixed)};"
             " make them with worldsmith synth --demonstrations N --slip-rate 0,0.4"

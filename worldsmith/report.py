@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from envs.files import write_whole
+from worldsmith import pipeline_sections as stages
 from worldsmith import report_sections as sections
 from worldsmith.arguments import CommandParser
 from worldsmith.progress import duration
@@ -53,6 +54,40 @@ def write_report(run_path: Path, out: Path | None = None) -> Path:
 
 
 def build_page(run: Run, *, now: float) -> str:
+    return pipeline_page(run, now) if stages.is_pipeline(run) else training_page(run, now)
+
+
+def pipeline_page(run: Run, now: float) -> str:
+    return (
+        templates()
+        .get_template("pipeline.html")
+        .render(
+            **frame(run, now),
+            rates=stages.rates(run),
+            differences=stages.differences(run),
+            margin=stages.margin(run),
+            compute=stages.compute(run),
+            compute_about=stages.compute_about(run),
+            lessons=stages.lessons(run),
+            stages=stages.stage_rows(run),
+        )
+    )
+
+
+def frame(run: Run, now: float) -> Record:
+    """What every page has."""
+    return {
+        "css": Markup((TEMPLATES / "page.css").read_text()),
+        "run": run,
+        "title": as_text(run.info.get("command") or run.path.name),
+        "stage": as_text(run.info.get("stage") or "starting"),
+        "status": status_line(run, now),
+        "facts": facts(run),
+        "config": as_text(run.info["config"]) if run.info.get("config") else "",
+    }
+
+
+def training_page(run: Run, now: float) -> str:
     trajectories = read_trajectories(run.path, limit_per_file=400)
     ratio = sections.compute_ratio(run)
     about = "" if ratio is None else f"RL took {100 * ratio:.1f} % of the cold start's compute."
@@ -60,11 +95,7 @@ def build_page(run: Run, *, now: float) -> str:
         templates()
         .get_template("report.html")
         .render(
-            css=Markup((TEMPLATES / "page.css").read_text()),
-            run=run,
-            title=as_text(run.info.get("command") or run.path.name),
-            stage=as_text(run.info.get("stage") or "starting"),
-            status=status_line(run, now),
+            **frame(run, now),
             notes=items(run.info, "notes"),
             headline=sections.headline(run),
             counts=named_counts(run),
@@ -78,9 +109,7 @@ def build_page(run: Run, *, now: float) -> str:
             causes=sections.causes(run),
             signals=sections.rl_signals(run),
             stories=three_to_read(trajectories),
-            facts=facts(run),
             stage_log=stage_log(run),
-            config=as_text(run.info["config"]) if run.info.get("config") else "",
         )
     )
 

@@ -32,6 +32,10 @@ class Run:
     baselines: list[Record] = field(default_factory=list)
     """Of the scripted policies."""
     compute: Record = field(default_factory=dict)
+    distill: list[Record] = field(default_factory=list)
+    """What became of each specialist's episodes."""
+    figures: Record = field(default_factory=dict)
+    """What a pipeline came to."""
     unreadable_lines: int = 0
 
     @property
@@ -47,7 +51,8 @@ def read_run(path: Path) -> Run:
     if not path.is_dir():
         raise ValueError(f"{path} is no directory; name a run's, as `worldsmith train` or `demo` wrote it")
     info, bad_info = _read_info(path / "run.json")
-    by_kind: dict[str, list[Record]] = {"cold_start": [], "rl": [], "eval": [], "compute": []}
+    kinds = ("cold_start", "rl", "eval", "compute", "distill", "figures")
+    by_kind: dict[str, list[Record]] = {kind: [] for kind in kinds}
     unreadable = bad_info
     for record in _read_lines(path / "metrics.jsonl"):
         if record is None:
@@ -63,6 +68,8 @@ def read_run(path: Path) -> Run:
         evaluations=[record for record in by_kind["eval"] if record.get("policy") not in SCRIPTED_POLICIES],
         baselines=scripted,
         compute=by_kind["compute"][-1] if by_kind["compute"] else {},
+        distill=_by_step(by_kind["distill"]),
+        figures=by_kind["figures"][-1] if by_kind["figures"] else {},
         unreadable_lines=unreadable,
     )
 

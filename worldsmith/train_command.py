@@ -2,6 +2,9 @@
 
 Example: worldsmith train --config configs/demo.yaml --out runs/demo
 
+With a section `pipeline`, as configs/pipeline.yaml has, it is a row of such runs: cold start, a specialist a
+group of domains, distillation into one policy, mixed RL over all groups; each in a folder of its own in RUN.
+
 The run's directory holds run.json, metrics.jsonl, episodes/, trajectories/, checkpoints/, report.html and,
 at the end, the policy itself in policy/ (play it with: worldsmith eval --policy local:runs/demo/policy
 --tasks DIR --out RUN).
@@ -35,7 +38,7 @@ def main(argv: list[str]) -> int:
     )
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a run asks no hub for anything, nor tells one
-    from rl.config import load_config
+    from rl.config import PipelineConfig, load_config
     from rl.groups import check_twins
     from rl.run_files import locked
     from rl.train import train
@@ -44,8 +47,17 @@ def main(argv: list[str]) -> int:
 
     config = load_config(args.config, args.set)
     out = args.out or Path("runs") / args.config.stem
-    data = training_data(Path(config.corpus), Path(config.heldout))
+    data = training_data(
+        Path(config.corpus), Path(config.heldout), demonstrations_needed=config.cold_start.num_steps > 0
+    )
     check_twins(config.rl, data.tasks)
+    if isinstance(config, PipelineConfig):
+        from worldsmith.pipeline import plan_lines, train_in_stages
+
+        if args.dry_run:
+            print("\n".join(plan_lines(config, data, out)))
+            return 0
+        return train_in_stages(config, data, out, as_json=args.json)
     if args.dry_run:
         print(
             f"{len(data.tasks):,} tasks, {len(data.heldout):,} held out, {len(data.clean):,} clean and"

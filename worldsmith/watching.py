@@ -1,4 +1,4 @@
-"""Watches a run for a person: a progress line on standard error, and the report page rewritten as it goes."""
+"""Watches a run for a person: a progress line on standard error, and report pages rewritten as it goes."""
 
 import time
 from pathlib import Path
@@ -10,10 +10,10 @@ REPORT_EVERY_S = 5.0
 
 
 class Watcher:
-    """An `rl.observer.Observer`."""
+    """An `rl.observer.Observer`. The pages are those of these runs: its own, and one that it is part of."""
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, *runs: Path) -> None:
+        self._runs = runs
         self._progress: Progress | None = None
         self._reported = 0.0
 
@@ -32,9 +32,13 @@ class Watcher:
 
     def wrote(self) -> None:
         if time.monotonic() - self._reported >= REPORT_EVERY_S:
-            write_report(self._out)
+            self._write()
             self._reported = time.monotonic()
 
     def close(self) -> None:
         self.end()
-        write_report(self._out)
+        self._write()
+
+    def _write(self) -> None:
+        for run in self._runs:
+            write_report(run)

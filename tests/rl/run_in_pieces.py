@@ -13,27 +13,29 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.config import TrainConfig
-from rl.run import Data
 from rl.stopping import EXIT_CODE, Terminated
 from rl.train import train
+from tests.rl.small_pipeline import go, pipeline_config, pipeline_data
 from tests.rl.small_run import make_config, make_data
 
 LONGEST_S = 400
 
+Go = Callable[[Path], object]
+"""Runs, or goes on with, the run in a directory."""
 
-def start(config: TrainConfig, data: Data, out: Path) -> int:
-    """A child that runs, or goes on with, the run in `out`; its process id."""
+
+def start(go_on: Go, out: Path) -> int:
+    """A child that does so; its process id."""
     child = os.fork()
     if child:
         return child
     code = 1
     try:
-        train(config, data, out)
+        go_on(out)
         code = 0
     except Terminated:
         code = EXIT_CODE
@@ -53,15 +55,13 @@ def ended(child: int, within_s: float) -> int | None:
     return None
 
 
-def in_pieces(
-    config: TrainConfig, data: Data, out: Path, *, signals: Sequence[int], longest_s: float, seed: int
-) -> list[Path]:
+def in_pieces(go_on: Go, out: Path, *, signals: Sequence[int], longest_s: float, seed: int) -> list[Path]:
     """Runs that were ended by these signals, one after the other, and then went on to their end."""
     rng = random.Random(seed)
     runs = [out / "run-0"]
     for number in signals:
         while True:
-            child = start(config, data, runs[-1])
+            child = start(go_on, runs[-1])
             code = ended(child, rng.random() * longest_s)
             if code is None:
                 break
@@ -73,20 +73,27 @@ def in_pieces(
         expected = (0, -number, EXIT_CODE) if number == signal.SIGTERM else (0, -number)
         assert code in expected, (number, code)
     for run in runs:
-        assert ended(start(config, data, run), LONGEST_S) == 0
+        assert ended(start(go_on, run), LONGEST_S) == 0
     return runs
+
+
+def what_runs(options: dict[str, Any]) -> Go:
+    if options["pipeline"]:
+        pipeline, pipeline_tasks = pipeline_config(), pipeline_data()
+        return lambda out: go(pipeline, pipeline_tasks, out)
+    config, data = make_config(rl=options["rl"], rollout=options["rollout"]), make_data()
+    return lambda out: train(config, data, out)
 
 
 def main(argv: list[str]) -> None:
     out, options = Path(argv[0]), json.loads(argv[1])
-    config, data = make_config(rl=options["rl"], rollout=options["rollout"]), make_data()
+    go_on = what_runs(options)
     started = time.monotonic()
-    assert ended(start(config, data, out / "whole"), LONGEST_S) == 0
+    assert ended(start(go_on, out / "whole"), LONGEST_S) == 0
     whole_s = time.monotonic() - started
     signals = [signal.SIGKILL] * options["kills"] + [signal.SIGTERM] * options["terms"]
     runs = in_pieces(
-        config,
-        data,
+        go_on,
         out / "pieces",
         signals=signals,
         longest_s=options["share"] * whole_s,

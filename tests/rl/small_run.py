@@ -9,30 +9,33 @@ from rl.transcript import Demonstration
 from synthesis.demonstrations import demonstrate_once
 from synthesis.general import DOMAINS, make_candidate
 
-RETAIL = DOMAINS["retail"]
 
-
-def playable(seeds: range, level: int) -> list[PlayableTask]:
+def playable(seeds: range, level: int, domain: str = "retail") -> list[PlayableTask]:
     found: list[PlayableTask] = []
     for seed in seeds:
-        candidate = make_candidate(RETAIL, level, seed)
+        candidate = make_candidate(DOMAINS[domain], level, seed)
         assert candidate is not None
         found.append(PlayableTask(task=candidate.task, image=candidate.image))
     return found
 
 
+def demonstrations(slip_rate: float, domain: str = "retail") -> list[Demonstration]:
+    rows: list[Demonstration] = []
+    for seed in range(1000, 1060):
+        draft = DOMAINS[domain].draft(1, seed)
+        made = demonstrate_once(DOMAINS[domain], 1, seed, slip_rate=slip_rate, toolset=domain)
+        assert draft is not None
+        assert made is not None
+        rows.append(Demonstration(messages=made.messages, tools=draft.tools, reward=made.reward))
+    return rows
+
+
 def make_data() -> Data:
-    shown: dict[float, list[Demonstration]] = {0.0: [], 0.5: []}
-    for slip_rate, rows in shown.items():
-        for seed in range(1000, 1060):
-            made = demonstrate_once(RETAIL, 1, seed, slip_rate=slip_rate, toolset="retail")
-            assert made is not None
-            rows.append(Demonstration(messages=made.messages, tools=RETAIL.tools, reward=made.reward))
     return Data(
         tasks=playable(range(8), 1),
         heldout=[*playable(range(100, 104), 1), *playable(range(200, 202), 4)],
-        clean=shown[0.0],
-        mixed=shown[0.5],
+        clean=demonstrations(0.0),
+        mixed=demonstrations(0.5),
         unseen_levels=frozenset({("retail", 4)}),
     )
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from rl.config import TrainConfig, load_config
+from rl.config import PipelineConfig, TrainConfig, load_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+PIPELINE = DEMO.with_name("pipeline.yaml")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -63,3 +64,28 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, message
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_section_makes_it_a_pipeline_with_the_demos_cold_start() -> None:
+    config, demo = load_config(PIPELINE), load_config(DEMO)
+    assert isinstance(config, PipelineConfig)
+    assert not isinstance(demo, PipelineConfig)
+    assert (config.model, config.cold_start, config.corpus) == (demo.model, demo.cold_start, demo.corpus)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pipeline.specialist={steps: 3}", "no field pipeline.specialist; did you mean specialists?"),
+        ("pipeline.distill.zzz=3", "no field pipeline.distill.zzz; there are samples"),
+        ("pipeline.groups={../x: [trip]}", "names a folder"),
+        ("pipeline.margin=1.5", "pipeline.margin"),
+        ("rl.steps=0", "ends with mixed RL"),
+        ("rl.until_share=0", "rl.until_share"),
+        ("start=runs/demo/policy", "begins with a cold start"),
+    ],
+)
+def test_a_wrong_field_of_a_pipeline_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")) as caught:
+        load_config(PIPELINE, [override])
+    assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rl.measure import read_metrics
+from tests.rl.small_pipeline import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("seconds", "seconds_generation", "seconds_environment", "seconds_training", "tokens_per_s")
@@ -18,7 +19,7 @@ TIMES = ("seconds", "seconds_generation", "seconds_environment", "seconds_traini
 
 
 def run_in_pieces(out: Path, **options: Any) -> dict[str, Any]:
-    defaults = {"kills": 0, "terms": 0, "seed": 0, "share": 0.3, "rl": {}, "rollout": {}}
+    defaults = {"kills": 0, "terms": 0, "seed": 0, "share": 0.3, "rl": {}, "rollout": {}, "pipeline": False}
     done = subprocess.run(
         [sys.executable, "-m", "tests.rl.run_in_pieces", str(out), json.dumps(defaults | options)],
         cwd=ROOT,
@@ -81,3 +82,18 @@ def test_killed_at_random_points_an_asynchronous_run_trains_nothing_twice(
             assert ledger["dispatched"] == buckets + ledger["in_flight"]
             assert record["staleness_max"] <= 2
         assert steps[-1]["ledger"]["in_flight"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_killed_at_random_points_a_pipeline_is_the_same_to_the_bit(tmp_path: Path) -> None:
+    made = run_in_pieces(tmp_path, kills=10, terms=2, seed=3, pipeline=True)
+    for run in made["pieces"]:
+        for stage in STAGES:
+            assert figures(f"{run}/{stage}") == figures(f"{made['whole']}/{stage}"), (run, stage)
+            weights = [Path(one) / stage / "policy" / "model.safetensors" for one in (run, made["whole"])]
+            assert weights[0].read_bytes() == weights[1].read_bytes(), (run, stage)
+        assert figures(run) == figures(made["whole"])
+    resumed = [json.loads((Path(run) / "run.json").read_text()).get("resumed", []) for run in made["pieces"]]
+    assert sum(map(len, resumed)) >= 6  # that many of the signals came after it had begun

@@ -1,6 +1,6 @@
 import pytest
 
-from rl.statistics import pass_at_k, pass_hat_k, pass_rate, wilson_interval
+from rl.statistics import paired_difference, pass_at_k, pass_hat_k, pass_rate, wilson_interval
 
 
 def test_wilsons_interval_matches_the_published_example() -> None:
@@ -38,3 +38,26 @@ def test_pass_at_k_and_pass_hat_k_by_hand() -> None:
     # 4 samples, 2 passed: of 6 pairs, 1 holds no pass and 1 holds only passes
     assert pass_at_k(4, 2, 2) == pytest.approx(5 / 6)
     assert pass_hat_k(4, 2, 2) == pytest.approx(1 / 6)
+
+
+def test_a_paired_difference_by_hand() -> None:
+    ours = {"a": [1.0, 1.0], "b": [1.0, 0.0], "c": [0.0, 0.0], "only ours": [1.0]}
+    theirs = {"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [0.0, 0.0], "not measured": []}
+    difference, (low, high) = paired_difference(ours, theirs)
+    assert difference == pytest.approx(0.5 / 3)  # gaps of 0.5, 0 and 0
+    # about their mean of 1/6 the squares add up to 1/6: a variance of 1/12, and a third of it is the mean's
+    half = 1.959964 * (1 / 12 / 3) ** 0.5
+    assert (low, high) == (pytest.approx(0.5 / 3 - half), pytest.approx(0.5 / 3 + half))
+
+
+def test_pairing_takes_out_what_makes_tasks_easy_or_hard() -> None:
+    theirs = {str(task): [float(task % 2)] for task in range(200)}
+    ours = {**theirs, "0": [1.0]}
+    difference, (low, high) = paired_difference(ours, theirs)
+    assert difference == pytest.approx(1 / 200)
+    assert high - low < 0.03  # unpaired: 0.2
+
+
+def test_no_task_in_common_is_refused() -> None:
+    with pytest.raises(ValueError, match="share no task"):
+        paired_difference({"a": [1.0]}, {"b": [1.0]})
