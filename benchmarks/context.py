@@ -68,7 +68,9 @@ def pair_macs(config: ModelConfig) -> dict[str, int]:
 
 def make_model(selector: str, dtype: torch.dtype) -> WorldsmithForCausalLM:
     torch.manual_seed(0)
-    return WorldsmithForCausalLM(make_config(selector)).eval().to(dtype)
+    model = WorldsmithForCausalLM(make_config(selector)).eval()
+    torch.nn.Module.to(model, dtype)
+    return model
 
 
 def prefill(selector: str, mode: str, length: int, dtype: torch.dtype) -> Callable[[], None]:

@@ -89,7 +89,11 @@ def matrix_limit(dtype: torch.dtype, clock: Clock) -> float:
     """FLOPs a second of one large product, the best of a few."""
     size = 2048
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: left @ right, clock) for _ in range(8))
+
+    def multiply() -> None:
+        torch.mm(left, right)
+
+    return 2 * size**3 / min(seconds(multiply, clock) for _ in range(8))
 
 
 def products_of(run: Callable[[], None]) -> int:
@@ -194,7 +198,9 @@ def measure_training(how: Setting) -> dict[str, object]:
 def measure_generation(how: Setting) -> dict[str, object]:
     rows, prompt, new = (8, 40, 16) if how.quick else (64, 200, 128)
     config = tiny_config(VOCAB, index_topk=32 if how.quick else 128)
-    ours, theirs = (model.to(how.dtype) for model in make_pair(config))
+    ours, theirs = make_pair(config)
+    for model in (ours, theirs):
+        torch.nn.Module.to(model, how.dtype)
     prompts = torch.randint(0, VOCAB, (rows, prompt))
     trial = min(new, 8)
     implementation = fastest_of_theirs(theirs, lambda: generate_theirs(theirs, prompts, trial), how.clock)
@@ -224,7 +230,8 @@ def measure_vllm(how: Setting, threads: int) -> dict[str, object]:
     for selector in ("dense", "lightning"):
         torch.manual_seed(0)
         config = tiny_config(VOCAB, qk_nope_head_dim=48, index_topk=128, token_selector=selector)
-        models[selector] = WorldsmithForCausalLM(config).to(how.dtype)
+        models[selector] = WorldsmithForCausalLM(config)
+        torch.nn.Module.to(models[selector], how.dtype)
     prompts = torch.randint(0, VOCAB, (rows, prompt))
     with VllmPeer(models["dense"], rows=rows, length=prompt + new, threads=threads) as peer:
         off = max(
@@ -256,7 +263,8 @@ def measure_batches(how: Setting) -> list[dict[str, object]]:
     prompt, new = (40, 8) if how.quick else (200, 64)
     config = tiny_config(VOCAB, index_topk=32 if how.quick else 128)
     torch.manual_seed(0)
-    model = WorldsmithForCausalLM(config).to(how.dtype)
+    model = WorldsmithForCausalLM(config)
+    torch.nn.Module.to(model, how.dtype)
     length = prompt + new + 1
     latents = (config.kv_lora_rank + config.qk_rope_head_dim) * how.dtype.itemsize
     place = latents + 4 * config.index_head_dim

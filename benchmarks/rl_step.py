@@ -138,7 +138,7 @@ def choose_implementation(model: WorldsmithForCausalLM, args: argparse.Namespace
 
     def trial() -> None:
         generate_theirs(theirs, prompts, new)
-        train_step(theirs, rows)
+        train_step(theirs, rows, torch.float32)
 
     return fastest_of_theirs(theirs, trial, time.perf_counter)
 

@@ -29,8 +29,8 @@ def make_pair(**overrides) -> tuple[WorldsmithForCausalLM, WorldsmithForCausalLM
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             parameter.data.mul_(3)
-    low = model.to(torch.bfloat16)
-    return low, copy.deepcopy(low).float()
+    torch.nn.Module.to(model, torch.bfloat16)
+    return model, copy.deepcopy(model).float()
 
 
 def token_ids(*shape: int) -> Tensor:

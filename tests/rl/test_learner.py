@@ -127,7 +127,7 @@ def test_our_loss_is_trls_loss_where_both_define_it(tmp_path: Path, seed: int, l
     learner.epsilon_low, learner.epsilon_high = loss.clip_low, loss.clip_high
     learner.off_policy_mask_threshold = loss.off_policy_delta
     learner.beta = loss.kl_weight
-    learner.args.use_bias_correction_kl = loss.kl_estimator == "unbiased"
+    learner.args.use_bias_correction_kl = loss.kl_estimator == "unbiased"  # pyright: ignore[reportAttributeAccessIssue]
     learner.loss_type = TRL_NAMES[loss.normalization]
     learner.max_completion_length = loss.max_tokens
     learner._active = detach(inputs)
