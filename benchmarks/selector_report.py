@@ -57,6 +57,9 @@ def _curve(axis: Any, name: str, places: list[int], values: list[list[float]]) -
     axis.fill_between(places, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.2)
 
 
+Panel = Callable[[Any, list[Result]], None]
+
+
 def _accuracy_by_length(axis: Any, results: list[Result]) -> None:
     lengths = _lengths(results, "retrieval")
     for name in _known(results, "retrieval"):
@@ -95,13 +98,16 @@ def _loss_by_position(axis: Any, results: list[Result]) -> None:
 
 
 def _recall_by_work(axis: Any, results: list[Result]) -> None:
+    present = {result["task"] for result in results}
     for task, marker in (("retrieval", "o"), ("text", "s")):
+        if task not in present:
+            continue
         length = str(_lengths(results, task)[-1])
         for name in _known(results, task):
             found = _of(results, task, name)
             share = [r["exams"][length]["recall_at_targets"] for r in found]
             work = found[0]["macs"][length]
-            label = name if task == "retrieval" else None
+            label = name if task == "retrieval" else None  # each name once
             axis.plot(work, mean(share), marker, color=f"C{ORDER.index(name)}", label=label)
     axis.set(
         title="attention's mass that is read",
@@ -112,24 +118,26 @@ def _recall_by_work(axis: Any, results: list[Result]) -> None:
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Needs results of both tasks."""
+    """A panel for each thing that the results, of one task or of both, can show."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 4, figsize=(17, 4.2), layout="constrained")
-    panels: list[Callable[[Any, list[Result]], None]] = [
-        _accuracy_by_length,
-        _accuracy_by_distance,
-        _loss_by_position,
-        _recall_by_work,
-    ]
-    for axis, draw in zip(axes.flat, panels, strict=True):
+    tasks = {result["task"] for result in results}
+    panels: list[tuple[Panel, bool]] = []
+    """What draws it, and whether its axis is a distance."""
+    if "retrieval" in tasks:
+        panels += [(_accuracy_by_length, False), (_accuracy_by_distance, True)]
+    if "text" in tasks:
+        panels += [(_loss_by_position, True)]
+    panels += [(_recall_by_work, False)]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.25 * len(panels), 4.2), layout="constrained")
+    for axis, (draw, by_distance) in zip(axes.flat, panels, strict=True):
         draw(axis, results)
+        if by_distance:
+            axis.set_xscale("symlog", linthresh=64)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[1].set_xscale("symlog", linthresh=64)
-    axes.flat[2].set_xscale("symlog", linthresh=64)
     axes.flat[0].legend(fontsize=8)
     figure.savefig(path)

@@ -171,6 +171,9 @@ def test_a_study_is_taken_up_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert len(results) == 12
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+    for task in ("retrieval", "text"):  # one alone has a picture, too
+        plot([result for result in results if result["task"] == task], tmp_path / f"{task}.svg")
+        assert (tmp_path / f"{task}.svg").stat().st_size > 10_000
     plot(results, tmp_path / "again.svg")
     shown = table(results)
     assert "retrieval, 256 tokens" in shown
