@@ -137,6 +137,7 @@ def plot(results: list[Result], path: Path) -> None:
         draw(axis, results)
         if by_distance:
             axis.set_xscale("symlog", linthresh=64)
+            axis.set_xlim(left=0)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=8)
