@@ -57,7 +57,8 @@ def code_evaluation(args: argparse.Namespace) -> Evaluation:
             engine=engine or chosen.why,
         )
         requests = requests_for([task.task_id for task in tasks], samples=args.samples, seed=args.seed)
-        missing = [r for r in requests if (tasks[r.task_index].task_id, r.sample) not in journal.done]
+        done = journal.done
+        missing = [r for r in requests if (tasks[r.task_index].task_id, r.sample) not in done]
         with ray_session(args.workers):
             rows = play_in_boxes(players, tasks, missing)
             return journal.take(rows, progress.advance, boxes=boxes, order=lambda key: key)

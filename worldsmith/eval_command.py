@@ -193,10 +193,11 @@ def _play_endpoint(
     task_ids = [playable.task.task_id for playable in tasks]
     requests = requests_for(task_ids, samples=args.samples, seed=args.seed)
     order = {(task_ids[r.task_index], r.sample): place for place, r in enumerate(requests)}
+    done = journal.done
     rows = play_endpoint(
         endpoint_config(args),
         tasks,
-        [r for r in requests if (task_ids[r.task_index], r.sample) not in journal.done],
+        [r for r in requests if (task_ids[r.task_index], r.sample) not in done],
         at_once=args.at_once,
         honeypots=args.honeypots,
     )
@@ -250,6 +251,8 @@ def _write_episodes(out: Path, rows: list[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    names = dict.fromkeys(name for row in rows for name in row)  # Arrow looks at the first row alone
+    rows = [{name: row.get(name) for name in names} for row in rows]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink, compression="zstd")
     write_whole(out / "episodes" / "eval.parquet", sink.getvalue().to_pybytes())
@@ -258,7 +261,8 @@ def _write_episodes(out: Path, rows: list[Row]) -> None:
 def _tokens(rows: Sequence[Row]) -> dict[str, int]:
     """What an endpoint says it read and wrote."""
     names = ("prompt_tokens", "completion_tokens")
-    return {name: sum(row[name] for row in rows) for name in names if rows and name in rows[0]}
+    # An episode that was lost with its box or its actor has none.
+    return {name: sum(row.get(name, 0) for row in rows) for name in names if any(name in row for row in rows)}
 
 
 def _guess_rate(tasks: Sequence[PlayableTask]) -> dict[str, Any]:

@@ -166,7 +166,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, when: Any) 
 
 def stops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One place after the other, in the order of the stages."""
-    of_mixed = lambda run, step, *rest, **named: run.out.name == "mixed" and step == 1  # noqa: E731
+
+    def of_mixed(run: Any, step: int, *rest: Any, **named: Any) -> bool:
+        return run.out.name == "mixed" and step == 1
+
     places = [
         (rl.train, "save_checkpoint", lambda directory, *, step, **rest: step == 3),
         (rl.train, "record_compute", lambda run, model: run.out.name == "cold-start"),

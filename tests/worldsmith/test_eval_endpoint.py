@@ -18,6 +18,7 @@ from policies import openai_client
 from synthesis.corpus import read_corpus
 from tests.example_code_tasks import TASKS
 from tests.fake_endpoint import Answer, completion, fake_endpoint
+from worldsmith import eval_command
 from worldsmith.cli import main
 
 Ask = dict[str, Any]
@@ -126,6 +127,14 @@ def test_an_endpoint_that_dies_stops_the_run_and_the_same_command_goes_on(
     assert len(seeds) == 18 - len(rows)
     assert not seeds & {row["seed"] & 0x7FFFFFFF for row in rows}
     assert [(row["sample"], row["reward"]) for row in episodes(out)] == [(0, 1.0), (1, 1.0), (2, 1.0)] * 6
+
+
+def test_an_episode_lost_with_its_box_has_no_tokens_and_no_say_in_the_columns(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"sample": 0}, {"sample": 1, "prompt_tokens": 7, "completion_tokens": 3}]
+    eval_command._write_episodes(tmp_path, rows)
+    assert [row["prompt_tokens"] for row in episodes(tmp_path)] == [None, 7]
+    assert eval_command._tokens(rows) == {"prompt_tokens": 7, "completion_tokens": 3}
+    assert eval_command._tokens(rows[:1]) == {}
 
 
 def test_code_tasks_are_played_in_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
