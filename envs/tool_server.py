@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from envs.task import Call, canonical_json, digest
 from envs.tools import Tool, Write, argument_error, render_rows
-from envs.world import open_image, state_hash
+from envs.world import load_image, open_image, state_hash
 
 MAX_SQL_STEPS: Final = 2_000_000
 MAX_RESULT_CHARS: Final = 20_000
@@ -137,7 +137,20 @@ class ToolServer:
         self.journal: list[JournalEntry] = []
         self.db = open_image(image)
         in_tools = any("json" in sql.lower() for tool in tools for sql in _sql_of(tool))
-        guard(self.db, with_json=in_tools or b"json" in image.lower())  # a view of the world may use it, too
+        self._with_json = in_tools or b"json" in image.lower()  # a view of the world may use it, too
+        guard(self.db, with_json=self._with_json)
+
+    def restart(self, image: bytes) -> None:
+        """Begins another episode at `image`, a later state of the same world, as a new server would."""
+        self.journal = []
+        if self._with_json:  # SQLite 3.40 crashes where json_each meets another image on one connection
+            self.db.close()
+            self.db = open_image(image)
+            guard(self.db)
+        else:
+            self.db.set_authorizer(None)
+            load_image(self.db, image, schema="main")
+            guard(self.db, with_json=False)
 
     def call(self, call: Call) -> Observation:
         """Runs one call and writes it into the journal.

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from envs.task import Call, Plan, Task, canonical_json
-from envs.tool_server import ToolServer
+from envs.tool_server import JournalEntry, ToolServer
 from envs.verifier import Episode, Grader, Verdict
 from envs.world import open_image, state_hash, tables_of
 from synthesis.general import Candidate
@@ -38,32 +38,36 @@ class Trial:
         self.image: bytes = candidate.image
         self.draft: Draft = candidate.draft
         self._grader = Grader(self.task, self.image)
+        self._server = ToolServer(self.image, self.task.tools)
         self._probes: dict[str, dict[str, Probe]] = {}
         self.num_plays = 0
 
     def play(self, plan: Plan) -> Episode:
-        """The plan's calls by a fresh client of the tool server, which ignores errors as an agent may."""
+        """The plan's calls in a fresh episode by a client that ignores errors, as an agent may."""
+        return self._played(self.image, (), plan)
+
+    def _played(self, image: bytes, journal: Sequence[JournalEntry], plan: Plan) -> Episode:
+        """The plan's calls from `image` on, which the journal's calls have left."""
         self.num_plays += 1
-        server = ToolServer(self.image, self.task.tools)
-        try:
-            for call in plan.calls:
-                server.call(call)
-            journal = tuple(server.journal)
-            return Episode(initial=self.image, final=server.snapshot(), journal=journal, answer=plan.answer)
-        finally:
-            server.close()
+        self._server.restart(image)
+        self._server.journal += journal
+        for call in plan.calls:
+            self._server.call(call)
+        return Episode(
+            initial=self.image,
+            final=self._server.snapshot(),
+            journal=tuple(self._server.journal),
+            answer=plan.answer,
+        )
 
     @cached_property
     def _gold_images(self) -> list[bytes]:
         """The world before each of the gold's calls."""
         images = [self.image]
-        server = ToolServer(self.image, self.task.tools)
-        try:
-            for call in self.task.gold.calls[:-1]:
-                server.call(call)
-                images.append(server.snapshot() if call.tool in self.write_tools else images[-1])
-        finally:
-            server.close()
+        self._server.restart(self.image)
+        for call in self.task.gold.calls[:-1]:
+            self._server.call(call)
+            images.append(self._server.snapshot() if call.tool in self.write_tools else images[-1])
         return images
 
     def _branch(self, calls: Sequence[Call]) -> Episode:
@@ -74,24 +78,16 @@ class Trial:
             shared += 1
         if shared < 2:
             return self.play(Plan(calls=tuple(calls), answer=""))
-        self.num_plays += 1
         image = self.gold.final if shared == len(gold) else self._gold_images[shared]
-        server = ToolServer(image, self.task.tools)
-        server.journal += self.gold.journal[:shared]
-        try:
-            for call in calls[shared:]:
-                server.call(call)
-            return Episode(
-                initial=self.image, final=server.snapshot(), journal=tuple(server.journal), answer=""
-            )
-        finally:
-            server.close()
+        rest = Plan(calls=tuple(calls[shared:]), answer="")
+        return self._played(image, self.gold.journal[:shared], rest)
 
     def play_calls(self, calls: Sequence[Call]) -> Episode:
         return self.play(Plan(calls=tuple(calls), answer=self.task.gold.answer))
 
     def close(self) -> None:
         self._grader.close()
+        self._server.close()
 
     @cached_property
     def write_tools(self) -> frozenset[str]:
