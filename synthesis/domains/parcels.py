@@ -20,7 +20,7 @@ from synthesis.grammar import Care, Client, Draft, quote
 from synthesis.solver import Allow, Problem
 from synthesis.surface import offers, read_pages
 
-VERSION = 1
+VERSION = 2
 MAX_DRAWS = 200
 """Worlds drawn from one seed before it is given up."""
 WEIGHT_LIMITS = (8, 12, 16)

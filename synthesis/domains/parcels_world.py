@@ -56,9 +56,8 @@ def draw_depot(rng: random.Random) -> Depot:
         }
         for van, departs in zip(van_names, rng.sample(TIMES, NUM_VANS), strict=True)
     ]
-    bags = [
-        {"bag": f"B{n}", "van": rng.choice(van_names[:3])} for n in rng.sample(range(100, 1000), NUM_BAGS)
-    ]
+    laden = rng.sample(van_names, 3)  # any of them, or the place in the listing would tell
+    bags = [{"bag": f"B{n}", "van": rng.choice(laden)} for n in rng.sample(range(100, 1000), NUM_BAGS)]
     city_of = {row["van"]: row["city"] for row in vans}
     people = [f"{rng.choice(FIRST_NAMES)} {last}" for last in rng.sample(LAST_NAMES, 4)]
     parcels = []

@@ -10,6 +10,7 @@ from envs.task import Call, Plan
 from envs.tool_server import ToolServer
 from synthesis.domains.parcels import DOMAIN, can_take
 from synthesis.domains.parcels_lockers import Storing, lockers_problem, suits
+from synthesis.domains.parcels_world import NUM_VANS, draw_depot
 from synthesis.gates.suite import run_gates
 from synthesis.gates.trial import Trial
 from synthesis.general import Candidate
@@ -129,3 +130,13 @@ def test_the_longer_stay_gets_the_cheaper_locker() -> None:
     ]
     found = solve(lockers_problem([small, small], free, Storing(parcel_ids=("P1", "P2"), days=(1, 3))))
     assert (found.optima, found.objective) == (({"0.locker": "K1", "1.locker": "K2"},), 15)
+
+
+def test_a_vans_place_in_the_listing_does_not_tell_whether_it_has_bags() -> None:
+    laden = set()
+    for seed in range(40):
+        depot = draw_depot(random.Random(seed))
+        laden |= {
+            number for number, van in enumerate(depot.vans) for b in depot.bags if b["van"] == van["van"]
+        }
+    assert laden == set(range(NUM_VANS))
