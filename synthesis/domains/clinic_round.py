@@ -135,8 +135,12 @@ def _drawn(
 
 
 def round_problem(patients: Sequence[Patient], slots: Sequence[Slot], *, by_hours: bool = True) -> Problem:
-    """`patients` and `slots` are the world's, or what a planner has read of them."""
-    names = tuple(f"{row}.slot" for row in range(len(patients)))
+    """`patients` and `slots` are the world's, or what a planner has read of them.
+
+    The most urgent come first: who settles one after the other begins with them.
+    """
+    seats = {f"{row}.slot": patient for row, patient in enumerate(patients)}
+    seats = dict(sorted(seats.items(), key=lambda seat: -seat[1].priority))
     opens = minute_of(OPENS)
     fits = [
         Allow(
@@ -144,24 +148,24 @@ def round_problem(patients: Sequence[Patient], slots: Sequence[Slot], *, by_hour
             variable=name,
             options=frozenset(s.slot for s in slots if patient.earliest <= s.starts <= patient.latest),
         )
-        for name, patient in zip(names, patients, strict=True)
+        for name, patient in seats.items()
     ]
     return Problem(
-        options={name: tuple(slot.slot for slot in slots) for name in names},
+        options={name: tuple(slot.slot for slot in slots) for name in seats},
         constraints=(
             *(fits if by_hours else ()),
-            AllDifferent(name="a slot of their own", variables=names),
+            AllDifferent(name="a slot of their own", variables=tuple(seats)),
         ),
         cost={
             name: {slot.slot: patient.priority * (slot.minute - opens) for slot in slots}
-            for name, patient in zip(names, patients, strict=True)
+            for name, patient in seats.items()
         },
     )
 
 
 def plan_round(draft: Draft, client: Client, care: Care) -> Plan:
-    """Reads patients and slots and solves. Slips: misses a patient's hours, or how urgent they are where no
-    hours count, or seats one after the other.
+    """Reads patients and slots and solves. Slips: misses what a patient's record says, or seats one after the
+    other.
     """
     request: Round = draft.goal
     patients = _told(request) if request.priorities else _looked_up(request, client, care)
@@ -191,8 +195,7 @@ def _looked_up(request: Round, client: Client, care: Care) -> list[Patient]:
         record = client.call("get_patient", patient_id=patient_id).rows[0]
         patient = Patient(patient_id=patient_id, **record)
         if care.slips():
-            missed = {"earliest": "00:00", "latest": "23:59"} if request.by_hours else {"priority": 1}
-            patient = replace(patient, **missed)
+            patient = replace(patient, priority=1, earliest="00:00", latest="23:59")
         patients.append(patient)
     return patients
 
