@@ -149,6 +149,8 @@ def their_steps(
     """TRL's trainer from the model's weights; its first step left out."""
     torch.set_num_threads(args.threads)
     theirs = as_transformers(model)
+    stops = TextCodec(load_tokenizer(run.out / "policy")).stop_ids
+    theirs.generation_config.eos_token_id = sorted(stops)  # a turn ends where ours does, after its calls
     attention, experts = implementation.split("+")
     theirs.set_attn_implementation(attention)
     theirs.set_experts_implementation(experts)
