@@ -19,6 +19,8 @@ from typing import Self, TextIO
 LOG_INTERVAL_S = 10.0
 TERMINAL_INTERVAL_S = 0.1
 RATE_WINDOW_S = 30.0
+MIN_RATE_S = 0.5
+"""A shorter time says nothing about a rate."""
 
 
 class Progress:
@@ -98,7 +100,7 @@ class Progress:
 
     def _rate(self, now: float) -> float:
         then, done_then = self._recent[0]
-        return (self.done - done_then) / (now - then) if now > then else 0.0
+        return (self.done - done_then) / (now - then) if now - then >= MIN_RATE_S else 0.0
 
     def _show(self, now: float) -> None:
         self._shown_at, self._shown_done = now, self.done

@@ -76,3 +76,11 @@ def test_the_rate_follows_the_last_half_minute() -> None:
 
 def test_duration_is_short_at_every_size() -> None:
     assert [duration(s) for s in (0.4, 42, 150, 3900)] == ["0 s", "42 s", "2 min 30 s", "1 h 05 min"]
+
+
+def test_a_moment_tells_no_rate() -> None:
+    clock = Clock()
+    progress = Progress("synth", total=220, unit="admitted", stream=io.StringIO(), clock=clock)
+    clock.now = 0.0001
+    progress.advance(5)
+    assert progress.line() == "synth 5/220 admitted (2%)"
