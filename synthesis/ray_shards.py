@@ -32,35 +32,34 @@ def map_on_ray(function: Callable[[Item], Result], items: Sequence[Item], worker
     if started:
         share_packages()  # by inheritance: a runtime environment would make Ray start its workers anew
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield from _map(function, items, min(workers, len(items)))
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _map(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     remote: Any = ray.remote
     worker = remote(num_cpus=1, max_restarts=MAX_RESTARTS, max_task_retries=MAX_RESTARTS)(_Worker)
-    actors = [worker.remote(function) for _ in range(workers)]
+    actors = [worker.remote(function) for _ in range(min(workers, len(items)))]
+    try:
+        yield from _map(actors, items)
+    finally:
+        if started:
+            ray.shutdown()  # takes the actors along, and says nothing of items in work
+        else:
+            for actor in actors:
+                ray.kill(actor)
+
+
+def _map(actors: Sequence[Any], items: Sequence[Any]) -> Iterator[Any]:
     waiting = iter(items)
     running: dict[ray.ObjectRef, Any] = {}
-    for actor, item in zip(cycle(actors), islice(waiting, AHEAD * workers), strict=False):
+    for actor, item in zip(cycle(actors), islice(waiting, AHEAD * len(actors)), strict=False):
         running[actor.apply.remote(item)] = actor
-    try:
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(done)
-            for item in islice(waiting, 1):
-                running[actor.apply.remote(item)] = actor
-            try:
-                result = ray.get(done)
-            except RayTaskError as error:
-                raise error.cause from None
-            yield result
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    while running:
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        actor = running.pop(done)
+        for item in islice(waiting, 1):
+            running[actor.apply.remote(item)] = actor
+        try:
+            result = ray.get(done)
+        except RayTaskError as error:
+            raise error.cause from None
+        yield result
 
 
 class _Worker:
