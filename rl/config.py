@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rl.latency import Latency
 from rl.losses import KlEstimator, Normalization
 
+Sharding = Literal["auto", "none", "full"]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +71,17 @@ class RlSection(Section):
     """
     group_size: int = Field(ge=2)
     rows_per_micro_batch: int = Field(ge=1)
+    """Of one learner."""
+    learners: int = Field(default=1, ge=1)
+    """Processes that share a step's rows under Ray Train; 1: the run's own process learns, without it."""
+    sharding: Sharding = "auto"
+    """What each of several learners holds: the whole model and its moments (none: DDP), or a share of them
+    (full: FSDP2); auto: a share on GPUs, the whole on CPUs.
+    """
+    balance_step: float = Field(default=0.0, ge=0)
+    """How far a step moves the router's bias of an expert that is busier or idler than the mean (gamma of
+    DeepSeek-V3, which ends with 0).
+    """
     learning_rate: float = Field(gt=0)
     levels: tuple[int, ...]
     """Levels that are trained on; the others stay unseen."""
@@ -89,12 +102,25 @@ class RlSection(Section):
             raise ValueError(f"group_size must be even with twins, got {self.group_size}")
         if self.twin_bonus and not self.twins:
             raise ValueError("twin_bonus needs twins: true")
-        if self.groups_trained * self.group_size % self.rows_per_micro_batch:
+        if self.groups_trained % self.learners:
             raise ValueError(
-                f"rows_per_micro_batch must divide groups_trained x group_size"
-                f" ({self.groups_trained * self.group_size})"
+                f"learners ({self.learners}) must divide groups_trained ({self.groups_trained}): each has"
+                " whole groups"
+            )
+        if self.sharding == "full" and self.learners == 1:
+            raise ValueError("sharding: full needs learners of at least 2")
+        if self.rows_per_learner % self.rows_per_micro_batch:
+            over = " / learners" if self.learners > 1 else ""
+            raise ValueError(
+                f"rows_per_micro_batch must divide groups_trained x group_size{over}"
+                f" ({self.rows_per_learner})"
             )
         return self
+
+    @property
+    def rows_per_learner(self) -> int:
+        """Of a step."""
+        return self.groups_trained * self.group_size // self.learners
 
 
 class RolloutSection(Section):
@@ -174,6 +200,11 @@ class TrainConfig(Section):
     rl: RlSection
     rollout: RolloutSection = RolloutSection()
     eval: EvalSection = EvalSection()
+
+    @property
+    def ray_slots(self) -> int:
+        """Processes that Ray starts for rollouts and learners; 0: Ray is not needed."""
+        return self.rollout.workers + (self.rl.learners if self.rl.learners > 1 else 0)
 
 
 class SpecialistsSection(Section):

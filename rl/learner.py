@@ -3,6 +3,9 @@
 TRL and accelerate keep their work (data loading, accumulation, optimizer, devices, checkpoints).
 `rollout_func` hands in the exact token ids that were sampled; three overrides attach what a trajectory knows
 beyond them: the replica's log-probabilities as pi_old, its recorded choices, and the loss of `rl.losses`.
+
+A learner may be one of several that share a step's rows (`rl.learners`); each then has its part of the batch,
+and what they make of it together is what one would make of the whole.
 """
 
 import math
@@ -21,10 +24,12 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from policies.model.decoder import WorldsmithForCausalLM
+from policies.model.experts import routers, update_correction_bias
 from policies.replay import restrict_logits
 from rl.advantage import group_advantages
-from rl.losses import LossConfig, grpo_loss
+from rl.losses import LossConfig, LossTerms, grpo_loss
 from rl.recorded import Keep, Recorded, attach, detach, entropy, recorded, rows_of
+from rl.step_means import StepMeans
 from rl.trajectory import Trajectory
 
 
@@ -32,17 +37,19 @@ from rl.trajectory import Trajectory
 class Objective:
     """reference: the policy that the KL is measured to; None where its weight is 0.
     keep: which of a rollout's choices the learner is held to.
+    balance_step: how far a step moves the correction bias of an expert that is busier or idler than the mean.
     """
 
     loss: LossConfig
     reference: WorldsmithForCausalLM | None = None
     keep: Keep = field(default_factory=Keep)
+    balance_step: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feed:
-    """next_batch: a step's trajectories, groups adjacent, once a step. after_step: called when the step is
-    done; where it gives True, training ends there.
+    """next_batch: a step's trajectories, of which this learner trains, groups adjacent, once a step.
+    after_step: called when the step is done; where it gives True, training ends there.
     """
 
     next_batch: Callable[[], Sequence[Trajectory]]
@@ -50,9 +57,10 @@ class Feed:
 
 
 class Learner(GRPOTrainer):
-    """Trains on the feed's trajectories, `rows_per_step` a step.
+    """Trains on the feed's trajectories, `rows_per_step` a step over all learners.
 
-    After each step `step_metrics` holds the means of the loss terms over its micro-batches.
+    After each step `step_metrics` holds the means of the loss terms over its rows or tokens, all learners',
+    and `expert_load_max`, the load of the busiest expert of any layer in multiples of the mean load.
     """
 
     def __init__(
@@ -70,8 +78,10 @@ class Learner(GRPOTrainer):
         self._group_size = int(args.num_generations or 1)
         self._batch: Sequence[Trajectory] = ()
         self._active = Recorded()
-        self._terms: list[dict[str, float]] = []
-        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        self._means = StepMeans()
+        self.step_metrics: dict[str, float] = {}
+        rows_per_step = args.generation_batch_size
+        assert rows_per_step is not None
         tickets = Dataset.from_dict({"prompt": [f"ticket {i}" for i in range(rows_per_step)]})
         with warnings.catch_warnings():
             # The seam is pinned to trl<1.17 and held by a contract test; the warning would say so at every
@@ -85,18 +95,23 @@ class Learner(GRPOTrainer):
                 processing_class=tokenizer,
                 rollout_func=_rollout,
                 optimizers=(optimizer, None),
-                callbacks=[AfterStep(feed.after_step)],
+                callbacks=[AfterStep(self._step_done)],
             )
+        if objective.reference is not None:
+            objective.reference.to(self.accelerator.device)
         self.remove_callback(PrinterCallback)  # the run has a log and a progress line of its own
 
-    @property
-    def step_metrics(self) -> dict[str, float]:
-        names = self._terms[0] if self._terms else {}
-        return {name: sum(terms[name] for terms in self._terms) / len(self._terms) for name in names}
+    def _step_done(self) -> bool | None:
+        self.step_metrics = self._means.over(self.accelerator)
+        model = self.accelerator.unwrap_model(self.model)
+        if routers(model):
+            loads_LE = update_correction_bias(model, self._objective.balance_step)
+            self.step_metrics["expert_load_max"] = loads_LE.max().item() * loads_LE.shape[1]
+        return self._feed.after_step()
 
     def pull(self, num_rows: int) -> Sequence[Trajectory]:
         """The next trajectories, which the rest of this step reads too."""
-        self._terms = []
+        self._means = StepMeans()
         self._batch = self._feed.next_batch()
         if len(self._batch) != num_rows:
             raise ValueError(f"the learner takes {num_rows} trajectories a step, got {len(self._batch)}")
@@ -107,11 +122,14 @@ class Learner(GRPOTrainer):
         reference's log-probabilities.
         """
         output = super()._generate_and_score_completions(inputs)
-        rewards = torch.tensor([math.nan if t.reward is None else t.reward for t in self._batch])
+        device = output["prompt_ids"].device
+        rewards = torch.tensor(
+            [math.nan if t.reward is None else t.reward for t in self._batch], device=device
+        )
         output["advantages"] = group_advantages(rewards, self._group_size)
         output["old_per_token_logps"] = output["sampling_per_token_logps"]
         widths = output["prompt_ids"].shape[1], output["completion_ids"].shape[1]
-        records = recorded(self._batch, *widths, self._objective.keep)
+        records = recorded(self._batch, *widths, self._objective.keep).map(lambda values: values.to(device))
         attach(output, records)
         if self._objective.reference is not None:
             input_ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
@@ -206,20 +224,40 @@ class Learner(GRPOTrainer):
             inputs.get("ref_per_token_logps"),
         )
         assert entropy_BT is not None
-        drift = torch.where(mask_BT, logp_BT.detach() - inputs["old_per_token_logps"], 0.0).abs()
-        self._terms.append(
-            {
-                "loss": terms.loss.item(),
-                "kl": terms.kl.item(),
-                "ratio_mean": terms.ratio_mean.item(),
-                "clip_share": terms.clip_share.item(),
-                "masked_share": terms.masked_share.item(),
-                "entropy": (entropy_BT * mask_BT).sum().item() / max(1, int(mask_BT.sum())),
-                "logp_drift_mean": drift.sum().item() / max(1, int(mask_BT.sum())),
-                "logp_drift_max": drift.max().item(),
-            }
+        self._note(terms, mask_BT, logp_BT.detach() - inputs["old_per_token_logps"], entropy_BT)
+        share = self._share_of_step(mask_BT, inputs["num_items_in_batch"])
+        return terms.loss * share / self.current_gradient_accumulation_steps
+
+    def _note(self, terms: LossTerms, mask_BT: Tensor, drift_BT: Tensor, entropy_BT: Tensor) -> None:
+        """Puts a micro-batch into the step's metrics. drift_BT: log pi_theta - log pi_old."""
+        rows, tokens = len(mask_BT), int(mask_BT.sum())
+        drift_BT = torch.where(mask_BT, drift_BT, 0.0).abs()
+        by_token = self._objective.loss.normalization == "token"
+        self._means.add(tokens if by_token else rows, loss=terms.loss.item())
+        self._means.add(
+            tokens,
+            kl=terms.kl.item(),
+            ratio_mean=terms.ratio_mean.item(),
+            clip_share=terms.clip_share.item(),
+            entropy=(entropy_BT * mask_BT).sum().item() / max(1, tokens),
+            logp_drift_mean=drift_BT.sum().item() / max(1, tokens),
         )
-        return terms.loss / self.current_gradient_accumulation_steps
+        self._means.add(rows, masked_share=terms.masked_share.item())
+        self._means.add_largest(logp_drift_max=drift_BT.max().item())
+
+    def _share_of_step(self, mask_BT: Tensor, step_tokens: Tensor) -> float:
+        """What the micro-batch's loss counts beside the mean of the step's others; 1 where rows count alike.
+
+        The trainer takes the mean over its micro-batches, which have equally many rows, and the mean over
+        learners. Where tokens count alike, one that has more of the step's tokens must count more.
+
+        Args:
+            step_tokens: of all learners.
+        """
+        if self._objective.loss.normalization != "token":
+            return 1.0
+        parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+        return float(mask_BT.sum() * parts / step_tokens.clamp(min=1))
 
     @contextmanager
     def _held_to(self, records: Recorded) -> Iterator[None]:
@@ -251,18 +289,23 @@ def make_args(  # noqa: PLR0913 (what a run decides of TRL's settings)
     learning_rate: float,
     num_steps: int,
     temperature: float = 1.0,
+    num_learners: int = 1,
 ) -> GRPOConfig:
-    """TRL's settings for a learner on this machine. Raises ValueError when the batch does not divide up."""
-    if rows_per_step % rows_per_micro_batch or rows_per_step % group_size:
+    """TRL's settings for a learner on this machine, one of `num_learners` that share a step's rows.
+
+    Raises ValueError when the batch does not divide up.
+    """
+    rows, left = divmod(rows_per_step, num_learners)
+    if left or rows % rows_per_micro_batch or rows % group_size:
         raise ValueError(
-            f"rows_per_step ({rows_per_step}) must be a multiple of rows_per_micro_batch "
-            f"({rows_per_micro_batch})"
-            f" and of group_size ({group_size})"
+            f"rows_per_step / num_learners ({rows_per_step} / {num_learners}) must be a multiple of"
+            f" rows_per_micro_batch ({rows_per_micro_batch}) and of group_size ({group_size})"
         )
+    several = num_learners > 1
     return GRPOConfig(
         output_dir=str(directory),
         per_device_train_batch_size=rows_per_micro_batch,
-        gradient_accumulation_steps=rows_per_step // rows_per_micro_batch,
+        gradient_accumulation_steps=rows // rows_per_micro_batch,
         num_generations=group_size,
         max_completion_length=None,
         learning_rate=learning_rate,
@@ -277,6 +320,11 @@ def make_args(  # noqa: PLR0913 (what a run decides of TRL's settings)
         scale_rewards="none",
         temperature=temperature,
         use_cpu=not torch.cuda.is_available(),
+        # Layers that predict ahead take no part. With this, DDP also never rearranges what it sums together:
+        # more than two learners round alike after a restart.
+        ddp_find_unused_parameters=True if several else None,
+        # Each router counts its own learner's tokens.
+        ddp_broadcast_buffers=False if several else None,
         bf16=False,
         gradient_checkpointing=False,
         save_strategy="no",

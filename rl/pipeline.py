@@ -82,7 +82,7 @@ def run_pipeline(config: PipelineConfig, data: Data, out: Path, watch: Watch) ->
     log.record["stages"] = [stage.as_fields() for stage in stages]
     log.record["margin"] = config.pipeline.margin
     log.save()
-    with ray_session(config.rollout.workers):
+    with ray_session(config.ray_slots):
         for stage in stages:
             if not stage.finished:
                 with log.stage(stage.name), watch(stage) as observer:

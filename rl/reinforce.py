@@ -4,7 +4,7 @@ With `rollout.max_staleness` 0 rollouts and learner take turns; above it groups 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from rl.checkpoints import (
     save_checkpoint,
 )
 from rl.cold_start import make_rl_optimizer
+from rl.config import Sharding
 from rl.learner import Feed, Learner, Objective, make_args
 from rl.ledger import Ledger
 from rl.losses import LossConfig
@@ -44,7 +45,8 @@ BUFFER = "buffer.safetensors"
 
 
 def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec: TextCodec) -> int:
-    """TRL's trainer turns the loop; each of its steps calls `next_batch` once and `after_step` once.
+    """TRL's trainer turns the loop, or this process does for several learners; each step calls `next_batch`
+    once and `after_step` once.
 
     Returns the number of steps done, which `rl.until_share` may end before `rl.steps`.
     """
@@ -61,30 +63,74 @@ def reinforce(run: Run, workers: AnyWorkers, model: WorldsmithForCausalLM, codec
         allowance.tell(start)
         return start
     loop = Reinforcement(run, workers, model, optimizer, found, allowance)
-    learner = Learner(
-        model,
-        tokenizer=codec.tokenizer,
-        args=make_args(
-            run.out / ".trl",
-            rows_per_step=config.groups_trained * config.group_size,
-            rows_per_micro_batch=config.rows_per_micro_batch,
-            group_size=config.group_size,
-            learning_rate=config.learning_rate,
-            num_steps=config.steps - start,
-            temperature=run.config.rollout.temperature,
-        ),
-        objective=Objective(
-            loss=LossConfig(**config.loss.model_dump()), reference=reference, keep=kept_choices(run)
-        ),
-        feed=Feed(next_batch=loop.next_batch, after_step=lambda: loop.after_step(learner.step_metrics)),
-        optimizer=optimizer,
+    settings = {
+        "directory": run.out.resolve() / ".trl",
+        "rows_per_step": config.groups_trained * config.group_size,
+        "rows_per_micro_batch": config.rows_per_micro_batch,
+        "group_size": config.group_size,
+        "learning_rate": config.learning_rate,
+        "num_steps": config.steps - start,
+        "temperature": run.config.rollout.temperature,
+        "num_learners": config.learners,
+    }
+    objective = Objective(
+        loss=LossConfig(**config.loss.model_dump()),
+        reference=reference,
+        keep=kept_choices(run),
+        balance_step=config.balance_step,
     )
-    with run.log.stage("rl"), loop.going():
+    with run.log.stage("rl"):
         run.observer.begin("GRPO", total=config.steps, done=start, unit="steps")
-        learner.train()
+        if config.learners == 1:
+            learn_here(loop, codec, settings, objective)
+        else:
+            learn_together(loop, codec, settings, objective, config.sharding)
         run.observer.end()
     allowance.tell(loop.done)
     return loop.done
+
+
+def learn_here(
+    loop: "Reinforcement", codec: TextCodec, settings: dict[str, Any], objective: Objective
+) -> None:
+    """TRL's trainer turns the loop in this process."""
+    learner = Learner(
+        loop.model,
+        tokenizer=codec.tokenizer,
+        args=make_args(**settings),
+        objective=objective,
+        feed=Feed(next_batch=loop.next_batch, after_step=lambda: loop.after_step(learner.step_metrics)),
+        optimizer=loop.optimizer,
+    )
+    with loop.going():
+        learner.train()
+
+
+def learn_together(
+    loop: "Reinforcement",
+    codec: TextCodec,
+    settings: dict[str, Any],
+    objective: Objective,
+    sharding: Sharding,
+) -> None:
+    """This process turns the loop; the learners' processes take the steps."""
+    from rl.learner_process import Job  # Ray Train takes a while to import, which one learner has no use for
+    from rl.learners import Learners
+
+    job = Job(
+        model=loop.model,
+        tokenizer=codec.tokenizer,
+        settings=settings,
+        objective=objective,
+        moments=loop.optimizer.state_dict(),
+        sharding=sharding,
+    )
+    with Learners(job, settings["directory"]) as learners, loop.going(learners.moments):
+        for _ in range(settings["num_steps"]):
+            stepped = learners.step(loop.next_batch(), seed=loop.seed)
+            loop.model.load_state_dict(stepped.weights)
+            if loop.after_step(stepped.metrics):
+                return
 
 
 class Allowance:
@@ -141,7 +187,8 @@ class Reinforcement:
         found: Checkpoint | None,
         allowance: Allowance,
     ) -> None:
-        self._run, self._workers, self._model, self._optimizer = run, workers, model, optimizer
+        self._run, self._workers = run, workers
+        self.model, self.optimizer = model, optimizer
         self._allowance = allowance
         self._rollouts = start_rollouts(run, workers, found)
         self._done = self._saved_at = found.step if found else 0
@@ -150,16 +197,26 @@ class Reinforcement:
         self._clock = StepClock()
         self._batch = Batch(taught=[], played=[])
         self._update = ExitStack()
+        self._moments: Callable[[], dict[str, Any]] | None = None
 
     @property
     def done(self) -> int:
         """Steps of the run so far."""
         return self._done
 
+    @property
+    def seed(self) -> int:
+        """Of what the next step draws: a step does not depend on the steps before it."""
+        return stable_seed(self._run.config.seed, "learner", self._done) % 2**31
+
     @contextmanager
-    def going(self) -> Iterator[None]:
-        """The rollouts go on inside; if SIGTERM ends them, what was learnt is saved first."""
-        self._rollouts.begin(publish(self._model, version=self._done))
+    def going(self, moments: Callable[[], dict[str, Any]] | None = None) -> Iterator[None]:
+        """The rollouts go on inside; if SIGTERM ends them, what was learnt is saved first.
+
+        moments: the optimizer's state, where another process has it.
+        """
+        self._moments = moments
+        self._rollouts.begin(publish(self.model, version=self._done))
         try:
             yield
         except Terminated:
@@ -170,8 +227,7 @@ class Reinforcement:
             self._rollouts.close()
 
     def next_batch(self) -> list[Trajectory]:
-        # TRL orders a batch's rows by torch's generator; so a step does not depend on the steps before it.
-        torch.manual_seed(stable_seed(self._run.config.seed, "learner", self._done) % 2**31)
+        torch.manual_seed(self.seed)  # TRL orders a batch's rows by it
         self._clock.begin_generation()
         self._batch = self._rollouts.next_batch()
         self._clock.end_generation()
@@ -182,7 +238,7 @@ class Reinforcement:
         """Records the step; True: RL has had the compute that it may have."""
         run, config = self._run, self._run.config.rl
         self._done += 1
-        self._rollouts.step_done(publish(self._model, version=self._done))
+        self._rollouts.step_done(publish(self.model, version=self._done))
         self._kept = self._rollouts.saved()
         terms |= self._allowance.spend(self._batch)
         terms |= beside_the_learner(run, self._batch, self._clock, self._done - 1)
@@ -196,7 +252,7 @@ class Reinforcement:
         every = run.config.eval.every
         if every and self._done % every == 0 and not last:
             with self._rollouts.quiet():
-                evaluate(run, self._workers, self._model, when=f"step-{self._done}", step=self._done)
+                evaluate(run, self._workers, self.model, when=f"step-{self._done}", step=self._done)
         self._clock.begin_step()
         return self._allowance.used_up
 
@@ -205,11 +261,13 @@ class Reinforcement:
         if self._done == self._saved_at:
             return
         kept = self._kept
+        if self._moments is not None:
+            self.optimizer.load_state_dict(self._moments())
         save_checkpoint(
             self._run.out / "checkpoints",
             step=self._done,
-            model=self._model,
-            optimizers=[self._optimizer],
+            model=self.model,
+            optimizers=[self.optimizer],
             state={
                 "ledger": kept.ledger.as_fields(),
                 "next_group": kept.next_group,

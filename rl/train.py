@@ -103,7 +103,7 @@ def _train(run: Run) -> dict[str, Any]:
     codec = learn_tokenizer(run)
     model = cold_start(run, codec)
     baselines(run)
-    with ray_session(config.rollout.workers):
+    with ray_session(config.ray_slots):
         workers = start_workers(run)
         summary = evaluate(run, workers, model, when="before", step=0)
         if config.rl.steps:

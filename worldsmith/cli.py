@@ -163,6 +163,7 @@ def is_infrastructure(error: Exception) -> bool:
         "envs.verifier.GraderError",
         "ray.exceptions.RayError",
         "docker.errors.DockerException",
+        "rl.learners.LearnerLostError",
     }
     return bool(names & known) and not task_failed
 

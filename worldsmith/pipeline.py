@@ -12,6 +12,7 @@ from rl.pipeline_figures import Figures
 from rl.run import Data
 from rl.run_files import locked
 from rl.stages import Kind
+from worldsmith.learning import learners_in_words
 from worldsmith.report import write_report
 from worldsmith.watching import Watcher
 
@@ -46,7 +47,7 @@ def what_it_does(stage: Stage, config: PipelineConfig, data: Data) -> str:
     end = f", or until RL's compute is {rl.until_share:g} of the cold start's" if rl.until_share else ""
     return (
         f"{rl.steps:,} steps of RL{end}, {rl.groups_per_step} groups of {rl.group_size} from {len(tasks):,}"
-        f" tasks of {', '.join(stage.domains)}; {held}"
+        f" tasks of {', '.join(stage.domains)}{learners_in_words(rl)}; {held}"
     )
 
 

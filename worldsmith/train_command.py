@@ -12,6 +12,7 @@ at the end, the policy itself in policy/ (play it with: worldsmith eval --policy
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from worldsmith.arguments import CommandParser
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     from rl.run_files import locked
     from rl.train import train
     from worldsmith.corpora import training_data
+    from worldsmith.learning import learners_in_words, too_many_learners
     from worldsmith.watching import Watcher
 
     config = load_config(args.config, args.set)
@@ -51,6 +53,8 @@ def main(argv: list[str]) -> int:
         Path(config.corpus), Path(config.heldout), demonstrations_needed=config.cold_start.num_steps > 0
     )
     check_twins(config.rl, data.tasks)
+    if crowded := too_many_learners(config.rl):
+        print(f"worldsmith train: {crowded}", file=sys.stderr)
     if isinstance(config, PipelineConfig):
         from worldsmith.pipeline import plan_lines, train_in_stages
 
@@ -64,7 +68,7 @@ def main(argv: list[str]) -> int:
             f" {len(data.mixed):,} mixed demonstrations;"
             f" {config.cold_start.num_steps:,} steps of cold start,"
             f" {config.rl.steps:,} of RL with {config.rl.groups_per_step} groups of "
-            f"{config.rl.group_size}; into {out}"
+            f"{config.rl.group_size}{learners_in_words(config.rl)}; into {out}"
         )
         return 0
     with locked(out):

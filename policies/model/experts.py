@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from policies.model.config import ModelConfig
@@ -122,8 +122,13 @@ def routers(model: nn.Module) -> list[Router]:
 
 
 def expert_loads(model: nn.Module) -> Tensor:
-    """[layers, E]: the share of choices that each expert took since the last `update_correction_bias`."""
+    """[layers, E]: the share of choices that each expert took since the last `update_correction_bias`.
+
+    Where several learners share the work, of the choices of all; they must ask together.
+    """
     loads_LE = torch.stack([router.load for router in routers(model)])
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(loads_LE)
     return loads_LE / loads_LE.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -131,11 +136,12 @@ def expert_loads(model: nn.Module) -> Tensor:
 def update_correction_bias(model: nn.Module, step_size: float) -> Tensor:
     """Lower the bias of experts above the mean load, raise it below; returns the shares it acted on.
 
-    Call after an optimizer step. The loads counted in training forwards since the last call are spent.
+    Call after an optimizer step, each learner at once. The loads counted in training forwards since the last
+    call are spent.
     """
     loads_LE = expert_loads(model)
     for router, load in zip(routers(model), loads_LE, strict=True):
-        if router.load.any():
+        if load.any():
             router.e_score_correction_bias += step_size * torch.sign(load.mean() - load)
         router.load.zero_()
     return loads_LE

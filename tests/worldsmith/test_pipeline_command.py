@@ -1,6 +1,7 @@
 """`worldsmith train` with a pipeline: the plan that it prints, and what it says of a wrong wish."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,28 @@ def test_the_plan_has_a_line_a_stage_and_nothing_is_started(
     assert not out.exists()
 
 
+def test_a_plan_tells_of_several_learners_and_where_they_are_too_many(
+    corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wishes = ("pipeline.cold_start_from=null", "rl.learners=2", "rl.rows_per_micro_batch=32")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert plan(corpora, tmp_path / "run", *wishes) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    lines = told.out.splitlines()
+    assert "2 learners" not in lines[0]
+    for line in (lines[1], lines[4]):
+        assert "; 2 learners under Ray Train, 64 rows a step each, each the whole" in line
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert plan(corpora, tmp_path / "run", *wishes, "rl.sharding=full") == 0
+    told = capsys.readouterr()
+    assert told.err.splitlines() == [
+        "worldsmith train: rl.learners: 2 learners on the 1 core(s) of this machine take turns; unless Ray has"
+        " other machines, set at most 1"
+    ]
+    assert "each a share of the model (FSDP2)" in told.out
+
+
 def test_a_stage_that_is_finished_is_said_to_be_done(
     corpora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +94,7 @@ def test_a_stage_that_is_finished_is_said_to_be_done(
         ("pipeline.groups={trip: [trip]}", "domain 'retail' of"),
         ("pipeline.groups={all: [trip, retail, clinic]}", "no task of domain 'clinic'"),
         ("rl.levels=[3]", "no task of domain"),
+        ("rl.learners=3", "rl: learners (3) must divide groups_trained (16): each has whole groups"),
         ("pipeline.specialists.step=3", "did you mean steps?"),
     ],
 )
