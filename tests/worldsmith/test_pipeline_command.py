@@ -70,8 +70,8 @@ def test_a_plan_tells_of_several_learners_and_where_they_are_too_many(
     assert plan(corpora, tmp_path / "run", *wishes, "rl.sharding=full") == 0
     told = capsys.readouterr()
     assert told.err.splitlines() == [
-        "worldsmith train: rl.learners: 2 learners on the 1 core(s) of this machine take turns; unless Ray has"
-        " other machines, set at most 1"
+        "worldsmith train: rl.learners: 2 learners on the 1 core(s) of this machine take turns; unless Ray"
+        " has other machines, set at most 1"
     ]
     assert "each a share of the model (FSDP2)" in told.out
 
