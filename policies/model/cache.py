@@ -1,6 +1,8 @@
 """What decoding keeps of the tokens it has read: latents and index keys, one preallocated row per slot.
 
 Both are O(length): the latent serves every head, and the selector bounds what is read, not what is stored.
+A latent is normalised and bears rounding to 16 bits; the rotary key beside it is not and may be large: it is
+then kept as a sum of two parts, each rounded.
 Rotary pairs are stored side by side (x0, x1), in the indexer's keys too: one complex product turns them.
 """
 
@@ -31,7 +33,7 @@ class KeyCache(Protocol):
 
     @property
     def latents(self) -> Tensor | Sequence[Tensor]:
-        """A layer's rows: the last dimension is C + R."""
+        """A layer's rows: the last dimension is C + R, or C + 2R where the key is in two parts."""
         ...
 
     @property
@@ -55,7 +57,7 @@ class KeyCache(Protocol):
 class LatentCache:
     latents: Tensor
     """[layers, slots, max_length, C + R] of the model's precision: normalised latent, then the rotated shared
-    key.
+    key. In 16 bits C + 2R: what rounding took from the key follows it.
     """
     index_keys: Tensor
     """[layers, slots, max_length, I] float32."""
@@ -79,9 +81,13 @@ class LatentCache:
         return sum(part.nbytes for part in parts)
 
     def write(self, layer: int, places_N: Tensor, latents: Tensor, index_keys: Tensor) -> None:
-        """Store rows at places (slot * max_length + position)."""
-        latents = latents.to(self.latents.dtype)
-        self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, latents)
+        """Store rows [N, C + R] and [N, I] at places (slot * max_length + position)."""
+        rounded = latents.to(self.latents.dtype)
+        num_rest = self.latents.shape[-1] - latents.shape[-1]
+        if num_rest:
+            rest = (latents - rounded)[:, -num_rest:].to(rounded.dtype)
+            rounded = torch.cat((rounded, rest), -1)
+        self.latents[layer].view(-1, self.latents.shape[-1]).index_copy_(0, places_N, rounded)
         self.index_keys[layer].view(-1, self.index_keys.shape[-1]).index_copy_(0, places_N, index_keys)
         if self.hashed is not None:
             codes = self.hashed.codes[layer]
@@ -108,6 +114,7 @@ def allocate_cache(
 ) -> LatentCache:
     """dtype: of the latents."""
     shape = (config.num_hidden_layers, num_slots, max_length)
+    key_parts = 2 if dtype.itemsize < 4 else 1
     hashed = None
     if config.token_selector == "lsh":
         cuts = planes(config.selector_seed, config.index_head_dim, config.lsh_tables, config.lsh_bits)
@@ -122,6 +129,6 @@ def allocate_cache(
         )
     return LatentCache(
         hashed=hashed,
-        latents=torch.zeros(*shape, config.kv_lora_rank + config.qk_rope_head_dim, dtype=dtype),
+        latents=torch.zeros(*shape, config.kv_lora_rank + key_parts * config.qk_rope_head_dim, dtype=dtype),
         index_keys=torch.zeros(*shape, config.index_head_dim),
     )

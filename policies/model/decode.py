@@ -5,7 +5,8 @@ value half into the output, so that every head reads the same latents, and of th
 `FusedDecoder` computes the folded weights once per weights version. N new tokens, K experts each.
 
 A 16-bit model's products are taken in its own precision; the residual stream, norms, softmax, rotations, the
-router, the indexer's head weights and scores, and the output head are float32, as in the trainer's forward.
+router, the shared rotary key, the indexer's head weights and scores, and the output head are float32, as in
+the trainer's forward.
 """
 
 import functools
@@ -43,10 +44,11 @@ class FusedLayer:
     """One layer's folded weights; `moe` and `mlp` exclude each other."""
 
     into: Tensor
-    """[Q + C + R + I + Hi, D]: query latent, latent, shared key, index key, index head weights."""
-    head_weights: Tensor | None
-    """[Hi, D] float32 in place of the last rows of `into`, where that has fewer bits."""
+    """[Q + C + I + R + Hi, D]: query latent, latent, index key, shared rotary key, index head weights."""
     into_bias: Tensor | None
+    exact: Tensor | None
+    """[R + Hi, D] float32 in place of the last rows of `into`, where that has fewer bits."""
+    exact_bias: Tensor | None
     queries: Tensor
     """[H * (C + R) + Hi * I, Q]: absorbed queries and the indexer's."""
     out: Tensor
@@ -144,11 +146,13 @@ class FusedDecoder:
         config, layer = self.config, self.layers[index]
         rank, rope, index_dim = config.kv_lora_rank, config.qk_rope_head_dim, config.index_head_dim
         heads, index_heads = config.num_attention_heads, config.index_n_heads
-        sizes = [config.q_lora_rank, rank, rope, index_dim]
-        if layer.head_weights is None:
-            sizes.append(index_heads)
-        q_latent, latent, k_rope, index_k, *rest = _linear(x_ND, layer.into, layer.into_bias).split(sizes, -1)
-        index_w = functional.linear(x_ND, layer.head_weights) if layer.head_weights is not None else rest[0]
+        sizes = [config.q_lora_rank, rank, index_dim, rope, index_heads]
+        out_NF = _linear(x_ND, layer.into, layer.into_bias)
+        if layer.exact is None:
+            q_latent, latent, index_k, k_rope, index_w = out_NF.split(sizes, -1)
+        else:
+            q_latent, latent, index_k = out_NF.split(sizes[:3], -1)
+            k_rope, index_w = functional.linear(x_ND, layer.exact, layer.exact_bias).split(sizes[3:], -1)
         latent = _unit(latent, 1e-6).mul_(layer.latent_norm)
         index_k = functional.layer_norm(index_k, (index_dim,), *layer.index_norm, 1e-6)
         index_k = _turn(index_k, turns, 0, rope)
@@ -157,6 +161,8 @@ class FusedDecoder:
         q_all = _linear(_unit(q_latent, 1e-6), layer.queries)
         q, index_q = q_all.split([heads * (rank + rope), index_heads * index_dim], dim=-1)
         q = _turn(q.view(-1, heads, rank + rope), turns[:, None], rank, rope)
+        if seen.latents.shape[-1] > rank + rope:  # both parts of the rotary key
+            q = torch.cat((q, q[..., rank:]), -1)
         index_q = _turn(index_q.view(-1, index_heads, index_dim), turns[:, None], 0, rope)
         return Queries(main=q, index=index_q, weights=index_w)
 
@@ -243,18 +249,10 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) ->
     norm = layer.input_layernorm.weight.float()
     indexer = attention.indexer
     pairs = pair_order(config.qk_rope_head_dim) + list(range(config.qk_rope_head_dim, config.index_head_dim))
-    parts = [
-        attention.q_a_proj.weight.float(),
-        attention.kv_a_proj_with_mqa.weight.float(),
-        indexer.wk.weight[pairs].float(),
-    ]
-    head_weights = indexer.weights_proj.weight.float() * indexer.weight_scale
-    apart = dtype != torch.float32
-    into = torch.cat(parts if apart else [*parts, head_weights]) * norm
-    bias = None
-    if attention.q_a_proj.bias is not None:
-        bias = torch.cat((attention.q_a_proj.bias, attention.kv_a_proj_with_mqa.bias)).float()
-        bias = functional.pad(bias, (0, len(into) - len(bias)))
+    into, bias = _inputs(attention, pairs, config)
+    num_exact = config.qk_rope_head_dim + indexer.num_heads if dtype != torch.float32 else 0
+    rounded, exact = into.mul_(norm).split([len(into) - num_exact, num_exact])
+    rounded_bias, exact_bias = (None, None) if bias is None else bias.split([len(rounded), num_exact])
     queries, out = _absorb(attention, config)
     index_queries = (
         indexer.wq_b.weight.float().view(indexer.num_heads, indexer.head_dim, -1)[:, pairs].flatten(0, 1)
@@ -267,9 +265,10 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) ->
         gate, up = ((part.weight.float() * after).to(dtype) for part in (mlp.gate_proj, mlp.up_proj))
         dense = (gate, up, mlp.down_proj.weight.to(dtype))
     return FusedLayer(
-        into=into.to(dtype),
-        head_weights=head_weights * norm if apart else None,
-        into_bias=bias,
+        into=rounded.to(dtype),
+        into_bias=rounded_bias,
+        exact=exact.clone() if num_exact else None,
+        exact_bias=exact_bias if num_exact else None,
         queries=queries.contiguous().to(dtype),
         out=out.contiguous().to(dtype),
         out_bias=None if attention.o_proj.bias is None else attention.o_proj.bias.float(),
@@ -278,6 +277,24 @@ def _fuse_layer(layer: DecoderLayer, config: ModelConfig, dtype: torch.dtype) ->
         moe=_fuse_moe(mlp, after, dtype) if isinstance(mlp, MoE) else None,
         mlp=dense,
     )
+
+
+def _inputs(attention: Attention, pairs: list[int], config: ModelConfig) -> tuple[Tensor, Tensor | None]:
+    """Weights [Q + C + I + R + Hi, D] and biases of all that attention makes of a layer's normed input."""
+    indexer, kv_a, rank = attention.indexer, attention.kv_a_proj_with_mqa, config.kv_lora_rank
+    weights = [
+        attention.q_a_proj.weight,
+        kv_a.weight[:rank],
+        indexer.wk.weight[pairs],
+        kv_a.weight[rank:],
+        indexer.weights_proj.weight.float() * indexer.weight_scale,
+    ]
+    stacked = torch.cat([weight.float() for weight in weights])
+    if attention.q_a_proj.bias is None:
+        return stacked, None
+    biases = [attention.q_a_proj.bias, kv_a.bias[:rank], stacked.new_zeros(len(pairs)), kv_a.bias[rank:]]
+    stacked_bias = torch.cat([bias.float() for bias in biases])
+    return stacked, functional.pad(stacked_bias, (0, indexer.num_heads))
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from policies.engine import Engine, Sampling
+from policies.model.cache import LatentCache, allocate_cache
 from policies.model.config import tiny_config
-from policies.model.decode import FusedDecoder
+from policies.model.decode import FusedDecoder, NewTokens
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.replay import pad_routes, pad_selected
 
@@ -26,9 +27,11 @@ def make_pair(**overrides) -> tuple[WorldsmithForCausalLM, WorldsmithForCausalLM
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32}
     model = WorldsmithForCausalLM(tiny_config(64, **(sizes | overrides))).eval()
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             parameter.data.mul_(3)
+        elif name.endswith(("proj.bias", "mqa.bias")):
+            parameter.data.normal_()
     torch.nn.Module.to(model, torch.bfloat16)
     return model, copy.deepcopy(model).float()
 
@@ -123,21 +126,63 @@ def test_the_engine_scores_as_in_float32() -> None:
     assert_near(*scores)
 
 
-def test_latents_take_half_the_room_and_index_keys_stay_whole() -> None:
+def test_latents_take_half_the_room_and_rotary_and_index_keys_stay_whole() -> None:
     low, exact = make_pair()
     sizes = [Engine(m, num_slots=2, max_length=16, stop_token_ids=[]).cache_bytes for m in (low, exact)]
-    places = 3 * 2 * 16
-    assert sizes == [places * (2 * 80 + 4 * 16), places * 4 * (80 + 16)]
+    places, latent, rope, index = 3 * 2 * 16, 64, 16, 16
+    assert sizes == [places * (2 * latent + 4 * rope + 4 * index), places * 4 * (latent + rope + index)]
 
 
-def test_router_head_weights_and_output_head_stay_in_float32() -> None:
+def read_text(decoder: FusedDecoder, cache: LatentCache, part: slice) -> Tensor:
+    """[V] logits after some of LENGTH tokens."""
+    places = torch.arange(LENGTH)[part]
+    tokens = NewTokens(
+        ids=token_ids(LENGTH)[part],
+        slots=torch.zeros_like(places),
+        positions=places,
+        num_cached=int(places[-1]) + 1,
+        fewest=int(places[0]) + 1,
+    )
+    with torch.inference_mode():
+        return decoder.forward(tokens, cache, torch.tensor([-1]))[0][0]
+
+
+def test_the_two_parts_of_a_rotary_key_are_the_key() -> None:
+    """Of the first layer, whose input is the same in both: rounding once would be off by 1 in 512."""
+    models, caches = make_pair(attention_bias=True), []
+    for model in models:
+        decoder = FusedDecoder(model)
+        caches.append(allocate_cache(model.config, 1, LENGTH, decoder.dtype))
+        read_text(decoder, caches[-1], slice(0, LENGTH))
+    rank = models[0].config.kv_lora_rank
+    first, rest = caches[0].latents[0, 0, :, rank:].float().chunk(2, -1)
+    key = caches[1].latents[0, 0, :, rank:]
+    assert torch.allclose(first + rest, key, rtol=0, atol=1e-4 * key.abs().max().item())
+    assert not torch.allclose(first, key, rtol=0, atol=1e-3 * key.abs().max().item())
+
+
+def test_attention_sees_the_sum_of_a_keys_two_parts() -> None:
+    low, _ = make_pair()
+    decoder, rank = FusedDecoder(low), low.config.kv_lora_rank
+    cache = allocate_cache(low.config, 1, LENGTH, decoder.dtype)
+    read_text(decoder, cache, slice(0, LENGTH - 1))
+    last = slice(LENGTH - 1, LENGTH)
+    expected = read_text(decoder, cache, last)
+    first, rest = cache.latents[..., rank:].clone().chunk(2, -1)
+    for parts, same in [((rest, first), True), ((first, 0 * rest), False), ((0 * first, rest), False)]:
+        cache.latents[..., rank:] = torch.cat(parts, -1)
+        assert torch.allclose(read_text(decoder, cache, last), expected, atol=1e-4) is same
+
+
+def test_router_rotary_key_head_weights_and_output_head_stay_in_float32() -> None:
     low, exact = make_pair()
     x_ND = torch.randn(5, 64)
     for layer, wide in zip(FusedDecoder(low).layers, FusedDecoder(exact).layers, strict=True):
         assert layer.into.dtype == layer.queries.dtype == layer.out.dtype == torch.bfloat16
-        assert layer.head_weights is not None
-        assert wide.head_weights is None
-        assert torch.allclose(x_ND @ layer.head_weights.t(), (x_ND @ wide.into.t())[:, -4:], atol=1e-5)
+        assert layer.exact is not None
+        assert wide.exact is None
+        assert len(layer.exact) == 16 + 4
+        assert torch.allclose(x_ND @ layer.exact.t(), (x_ND @ wide.into.t())[:, -20:], atol=1e-5)
         if layer.moe is not None and wide.moe is not None:
             assert layer.moe.router is not None
             assert torch.allclose(x_ND @ layer.moe.router.t(), (x_ND @ wide.moe.into.t())[:, -8:], atol=1e-5)
