@@ -52,12 +52,17 @@ def mismatch_table(mismatch: dict[str, Any]) -> str:
 
 
 def kl_table(mismatch: dict[str, Any]) -> str:
+    """One row an estimator, for each staleness."""
     if "kl" not in mismatch:
         return ""
-    lines = ["| KL by | value, nats a token | gradient: error | gradient: cosine |", "|---|---|---|---|"]
-    for name, one in mismatch["kl"].items():
-        figures = f"{one['value']:.4g} | {one['gradient_error']:.3f} | {one['gradient_cosine']:.4f}"
-        lines.append(f"| {name} | {figures} |")
+    lines = [
+        "| updates old | KL by | value, nats a token | gradient: error | gradient: cosine |",
+        "|---|---|---|---|---|",
+    ]
+    for stale, estimators in mismatch["kl"].items():
+        for number, (name, one) in enumerate(estimators.items()):
+            figures = f"{one['value']:.3g} | {one['gradient_error']:.3g} | {one['gradient_cosine']:.3f}"
+            lines.append(f"| {'' if number else stale} | {name} | {figures} |")
     return "\n".join(lines) + "\n"
 
 

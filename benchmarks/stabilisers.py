@@ -1,7 +1,8 @@
 """The stabilisers, each switched off in turn, on rollouts that are stale, cut by top-p, played in bfloat16.
 
 mismatch: eight updates of GRPO from the cold start of RUN; the weights of 0, 2, 4 and 8 updates ago play the
-same tasks in float32 and in bfloat16; the newest weights score what was played, in float32.
+same tasks in float32 and in bfloat16; the newest weights score what was played, in float32, and estimate the
+gradient of their KL to the first ones.
 curves: GRPO from that cold start whose rollouts are some updates old, held-out pass rates on the way.
 Both go on where they were; figures and tables are in OUT.
 
@@ -135,7 +136,8 @@ def measure_mismatch(bench: Bench) -> dict[str, Any]:
     start = bench.start(dtype="float32", steps=newest)
     model = freeze_indexer(load_model(version_at(bench.out, newest)))
     plan = [(dtype, stale) for dtype in DTYPES for stale in settings.staleness]
-    with Progress("rollouts", total=settings.rounds + len(plan), unit="sets") as progress:
+    total = settings.rounds + len(plan) + len(settings.staleness)
+    with Progress("rollouts", total=total, unit="sets") as progress:
         right, found["reference"] = reference_gradient(bench, start, model, progress)
         known = {(c["dtype"], c["stale"]) for c in found["cells"]}
         for dtype, stale in plan:
@@ -151,12 +153,18 @@ def measure_mismatch(bench: Bench) -> dict[str, Any]:
                 )
                 about = {"dtype": dtype, "stale": stale, "pass_rate": pass_rate(played)}
                 found["cells"] += [about | one for one in cells]
-                if (dtype, stale) == (DTYPES[0], newest):
-                    reference = load_model(version_at(bench.out, 0))
-                    half = played[: len(played) // 2]
-                    found["kl"] = kl_gradients(model, reference, half, temperature=temperature_of(start))
                 write_whole(path, json.dumps(found, indent=1).encode())
             progress.advance(note=f"{dtype}, {stale} updates old")
+        reference = load_model(version_at(bench.out, 0))
+        by_staleness: dict[str, Any] = found.setdefault("kl", {})
+        for stale in settings.staleness:
+            if str(stale) not in by_staleness:
+                played = play(bench, "float32", newest - stale, seed=stable_seed("mismatch"))
+                by_staleness[str(stale)] = kl_gradients(
+                    model, reference, played, temperature=temperature_of(start)
+                )
+                write_whole(path, json.dumps(found, indent=1).encode())
+            progress.advance(note=f"KL, {stale} updates old")
     return found
 
 
