@@ -114,7 +114,9 @@ def plot(mismatch: dict[str, Any], curves: Cells, path: Path) -> None:
             lines[one["variant"]].append((one["stale"], one["drift_mean"]))
     for name, points in lines.items():
         axes[0].plot(*zip(*points, strict=True), "o-", color=colours[name], label=name)
-    axes[0].set(yscale="log", xlabel="updates old", title="mean |log p(learner) - log p(engine)|, nats")
+    axes[0].set(
+        yscale="log", xlabel="updates old", title="mean |log p(learner) - log p(bfloat16 engine)|, nats"
+    )
     axes[0].legend(fontsize=8)
     for name, runs in by_variant(curves).items():
         colour = colours.setdefault(name, f"C{len(colours)}")
