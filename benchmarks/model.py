@@ -266,8 +266,8 @@ def measure_batches(how: Setting) -> list[dict[str, object]]:
     model = WorldsmithForCausalLM(config)
     torch.nn.Module.to(model, how.dtype)
     length = prompt + new + 1
-    latents = (config.kv_lora_rank + config.qk_rope_head_dim) * how.dtype.itemsize
-    place = latents + 4 * config.index_head_dim
+    # Rotary keys take the room of float32, in 16 bits as two parts; index keys are float32.
+    place = config.kv_lora_rank * how.dtype.itemsize + 4 * (config.qk_rope_head_dim + config.index_head_dim)
     rows: list[dict[str, object]] = []
     for count in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         prompts = torch.randint(0, VOCAB, (count, prompt))
