@@ -35,7 +35,10 @@ from worldsmith.progress import Progress
 TRAINED = ("dense", "lightning", "lsh", "window", "random")
 LEARNED = ("lightning", "lsh")
 """They choose by the indexer, which goes on learning with them."""
+WARM_UP_RATE = 1e-2
+"""Of the indexer alone; falls to a tenth."""
 INDEXER_RATE = 3e-3
+"""In the sparse stage, constant."""
 INDEXER_EVERY = 2
 
 
@@ -70,8 +73,8 @@ SIZES: dict[str, Any] = {
     "first_k_dense_replace": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
     "v_head_dim": 16,
     "kv_lora_rank": 48,
     "q_lora_rank": 64,
@@ -79,7 +82,7 @@ SIZES: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "index_n_heads": 4,
     "index_head_dim": 32,
-    "index_topk": 32,
+    "index_topk": 64,
     "max_position_embeddings": 16_384,
     "initializer_range": 0.1,
 }
@@ -87,15 +90,25 @@ RECIPES = {
     "retrieval": Recipe(
         sizes=SIZES,
         dense=(
-            Part(length=64, rows=64, steps=130),
-            Part(length=256, rows=16, steps=40),
-            Part(length=1024, rows=4, steps=100),
-            Part(length=4096, rows=1, steps=40),
-            Part(length=8192, rows=1, steps=16),
+            Part(length=64, rows=64, steps=150),
+            Part(length=256, rows=16, steps=60),
+            Part(length=1024, rows=4, steps=120),
+            Part(length=4096, rows=1, steps=70),
+            Part(length=8192, rows=1, steps=24),
         ),
-        warm_up=(Part(length=1024, rows=4, steps=40), Part(length=4096, rows=1, steps=8)),
-        sparse=(Part(length=1024, rows=4, steps=12), Part(length=4096, rows=1, steps=6)),
-        exams=((1024, 8), (4096, 4), (8192, 2)),
+        warm_up=(
+            Part(length=64, rows=64, steps=200),
+            Part(length=256, rows=16, steps=300),
+            Part(length=1024, rows=4, steps=80),
+            Part(length=4096, rows=1, steps=50),
+            Part(length=8192, rows=1, steps=6),
+        ),
+        sparse=(
+            Part(length=1024, rows=4, steps=30),
+            Part(length=4096, rows=1, steps=20),
+            Part(length=8192, rows=1, steps=6),
+        ),
+        exams=((1024, 8), (4096, 6), (8192, 4)),
     ),
     "text": Recipe(
         sizes=SIZES | {"hidden_size": 96, "intermediate_size": 256, "moe_intermediate_size": 96},
@@ -133,13 +146,18 @@ def train(
     share: float,
     indexer_every: int,
 ) -> Iterator[StepMetrics]:
-    """Steps whose rates begin at `share` of the recipe's and fall to a tenth of that."""
+    """Steps whose rates begin at `share` of the recipe's and fall to a tenth of that, the indexer's in the
+    warm-up alone (where it learns in every step).
+    """
+    warm_up = indexer_every == 1
     optimizers = make_optimizers(
         model,
         learning_rate=recipe.learning_rate,
         muon_learning_rate=recipe.muon_learning_rate,
-        indexer_learning_rate=INDEXER_RATE,
+        indexer_learning_rate=WARM_UP_RATE if warm_up else INDEXER_RATE,
     )
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["constant"] = group.get("constant", False) and not warm_up
     return train_on(
         model,
         optimizers,

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import selectors
 from benchmarks.selector_exams import macs, sit, sum_up
 from benchmarks.selector_report import plot, table
 from benchmarks.selector_tasks import (
@@ -19,7 +21,7 @@ from benchmarks.selector_tasks import (
     Text,
     library_files,
 )
-from benchmarks.selectors import main
+from benchmarks.selectors import INDEXER_RATE, RECIPES, WARM_UP_RATE, main, train
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.rotary import rotary_tables, rotate_neighbours
@@ -126,6 +128,29 @@ def test_dense_attention_reads_all_and_oracle_the_most() -> None:
     shares = {name: sit(tiny(name), exam)["recall"][0] for name in ("dense", "oracle", "window", "random")}
     assert shares["dense"] == 1.0
     assert shares["oracle"] > max(shares["window"], shares["random"])
+
+
+@pytest.mark.parametrize(("every", "first", "last"), [(1, WARM_UP_RATE, 0.28), (2, INDEXER_RATE, 1.0)])
+def test_the_indexers_rate_falls_in_the_warm_up_alone(
+    monkeypatch: pytest.MonkeyPatch, every: int, first: float, last: float
+) -> None:
+    made: list[list[torch.optim.Optimizer]] = []
+
+    def make(*args: Any, **kwargs: Any) -> list[torch.optim.Optimizer]:
+        made.append(selectors_make(*args, **kwargs))
+        return made[-1]
+
+    selectors_make = selectors.make_optimizers
+    monkeypatch.setattr(selectors, "make_optimizers", make)
+    model, batch = tiny("dense" if every == 1 else "lightning"), row(32).batch
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    rates: list[float] = []
+    steps = train(model, iter([batch] * 6), 6, RECIPES["retrieval"], share=1.0, indexer_every=every)
+    for _ in steps:
+        groups = [group for optimizer in made[0] for group in optimizer.param_groups]
+        rates += [g["lr"] for g in groups if all(".indexer." in names[p] for p in g["params"])]
+    assert rates[0] == pytest.approx(first)
+    assert rates[-1] == pytest.approx(first * last)  # the last of 6 steps: 1 - 0.9 x 4 / 5
 
 
 def test_sums_of_rows_count_each_target_once() -> None:
