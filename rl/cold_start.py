@@ -159,6 +159,7 @@ def train_on(
     indexer_every: the indexer learns in one step of so many; 0: never.
     """
     model.train()
+    parts = _separately_clipped(model)
     for step in steps:
         batch = next(source)
         for optimizer in optimizers:
@@ -177,12 +178,22 @@ def train_on(
             total = loss + indexer_every * output.indexer_loss
             indexer_loss = output.indexer_loss.item()
         total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for parameters in parts:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         update_correction_bias(model, BALANCE_STEP)
         yield StepMetrics(step=step, loss=loss.item(), indexer_loss=indexer_loss, num_tokens=batch.num_tokens)
+
+
+def _separately_clipped(model: torch.nn.Module) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """All but the indexers, and the indexers: two losses, of which neither shrinks the other's steps."""
+    named = list(model.named_parameters())
+    return (
+        [parameter for name, parameter in named if ".indexer." not in name],
+        [parameter for name, parameter in named if ".indexer." in name],
+    )
 
 
 def make_optimizers(
