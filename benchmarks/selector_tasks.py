@@ -59,11 +59,17 @@ class Retrieval:
     name = "retrieval"
     vocab_size = FILLERS + NUM_FILLERS
 
-    def train_batch(self, rows: int, length: int, rng: np.random.Generator) -> Batch:
-        """Every token counts that answers a question, no other."""
+    def train_batch(
+        self, rows: int, length: int, rng: np.random.Generator, *, ask_again: bool = False
+    ) -> Batch:
+        """Every token counts that answers a question, no other.
+
+        ask_again: each item is asked for as often as half of the text has room for, and not once.
+        """
         items = min(NUM_ITEMS, length // int(rng.choice(TRAINED_SPACINGS)))
-        ids = np.stack([_questions(length, items, rng)[0] for _ in range(rows)])
-        return _batch(ids, _answers(rows, length, items))
+        times = max(1, length // (4 * items)) if ask_again else 1
+        ids = np.stack([_questions(length, items, rng, times)[0] for _ in range(rows)])
+        return _batch(ids, _answers(rows, length, items * times))
 
     def exam(self, length: int, number: int) -> Exam:
         items = min(NUM_ITEMS, length // SPACING)
@@ -75,22 +81,26 @@ class Retrieval:
         )
 
 
-def _answers(rows: int, length: int, items: int) -> np.ndarray:
+def _answers(rows: int, length: int, questions: int) -> np.ndarray:
     """[rows, length]: 1 where an answer stands."""
     weight = np.zeros((rows, length))
-    weight[:, length - 2 * items + 1 :: 2] = 1.0
+    weight[:, length - 2 * questions + 1 :: 2] = 1.0
     return weight
 
 
-def _questions(length: int, items: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A text [length] that ends with the questions, and the distance of each to its record."""
-    context = length - 2 * items
+def _questions(
+    length: int, items: int, rng: np.random.Generator, times: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text [length] that ends with the questions, so many rounds of them, and the distance of each to its
+    record.
+    """
+    context = length - 2 * items * times
     chosen = rng.permutation(NUM_ITEMS)[:items]
     colours = rng.integers(NUM_COLOURS, size=items)
     ids = FILLERS + rng.integers(NUM_FILLERS, size=length)
     places = rng.choice(context, items, replace=False)
     ids[places] = RECORDS + chosen * NUM_COLOURS + colours
-    order = rng.permutation(items)
+    order = np.concatenate([rng.permutation(items) for _ in range(times)])
     asked = np.arange(context, length, 2)
     ids[asked], ids[asked + 1] = QUESTIONS + chosen[order], colours[order]
     return ids, asked - places[order]
@@ -110,8 +120,12 @@ class Text:
     def _encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(text).ids, dtype=np.int32)
 
-    def train_batch(self, rows: int, length: int, rng: np.random.Generator) -> Batch:
+    def train_batch(
+        self, rows: int, length: int, rng: np.random.Generator, *, ask_again: bool = False
+    ) -> Batch:
         """Stretches of the training files, one after the other, from anywhere; every token counts."""
+        if ask_again:
+            raise ValueError("a text asks no questions")
         starts = rng.integers(len(self._train) - length, size=rows)
         ids = np.stack([self._train[start : start + length] for start in starts])
         return _batch(ids, np.ones(ids.shape))

@@ -37,9 +37,8 @@ LEARNED = ("lightning", "lsh")
 """They choose by the indexer, which goes on learning with them."""
 WARM_UP_RATE = 1e-2
 """Of the indexer alone; falls to a tenth."""
-INDEXER_RATE = 3e-3
+INDEXER_RATE = 1e-3
 """In the sparse stage, constant."""
-INDEXER_EVERY = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +48,8 @@ class Part:
     length: int
     rows: int
     steps: int
+    ask_again: bool = False
+    """Retrieval: half of a text are questions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,32 +91,40 @@ RECIPES = {
     "retrieval": Recipe(
         sizes=SIZES,
         dense=(
-            Part(length=64, rows=64, steps=150),
-            Part(length=256, rows=16, steps=60),
-            Part(length=1024, rows=4, steps=120),
-            Part(length=4096, rows=1, steps=70),
+            Part(length=64, rows=64, steps=300),
+            Part(length=256, rows=16, steps=200),
+            Part(length=1024, rows=4, steps=300),
+            Part(length=4096, rows=1, steps=120),
             Part(length=8192, rows=1, steps=24),
         ),
         warm_up=(
-            Part(length=64, rows=64, steps=200),
-            Part(length=256, rows=16, steps=300),
-            Part(length=1024, rows=4, steps=80),
-            Part(length=4096, rows=1, steps=50),
-            Part(length=8192, rows=1, steps=6),
+            Part(length=64, rows=64, steps=150, ask_again=True),
+            Part(length=256, rows=16, steps=200, ask_again=True),
+            Part(length=1024, rows=4, steps=150, ask_again=True),
+            Part(length=4096, rows=1, steps=120, ask_again=True),
+            Part(length=8192, rows=1, steps=20, ask_again=True),
         ),
         sparse=(
             Part(length=1024, rows=4, steps=30),
-            Part(length=4096, rows=1, steps=20),
-            Part(length=8192, rows=1, steps=6),
+            Part(length=4096, rows=1, steps=30),
+            Part(length=8192, rows=1, steps=16),
         ),
         exams=((1024, 8), (4096, 6), (8192, 4)),
     ),
     "text": Recipe(
         sizes=SIZES | {"hidden_size": 96, "intermediate_size": 256, "moe_intermediate_size": 96},
-        dense=(Part(length=256, rows=16, steps=300), Part(length=2048, rows=2, steps=20)),
-        warm_up=(Part(length=2048, rows=2, steps=20),),
-        sparse=(Part(length=2048, rows=2, steps=12),),
-        exams=((4096, 5),),
+        dense=(
+            Part(length=256, rows=16, steps=300),
+            Part(length=1024, rows=4, steps=80),
+            Part(length=2048, rows=2, steps=40),
+        ),
+        warm_up=(
+            Part(length=256, rows=16, steps=150),
+            Part(length=1024, rows=4, steps=60),
+            Part(length=2048, rows=2, steps=30),
+        ),
+        sparse=(Part(length=2048, rows=2, steps=40),),
+        exams=((4096, 6),),
     ),
 }
 
@@ -134,7 +143,7 @@ def make_task(name: str) -> Task:
 def batches(task: Task, parts: tuple[Part, ...], rng: np.random.Generator) -> Iterator[Batch]:
     for part in parts:
         for _ in range(part.steps):
-            yield task.train_batch(part.rows, part.length, rng)
+            yield task.train_batch(part.rows, part.length, rng, ask_again=part.ask_again)
 
 
 def train(
@@ -144,12 +153,14 @@ def train(
     recipe: Recipe,
     *,
     share: float,
-    indexer_every: int,
+    indexer: str,
 ) -> Iterator[StepMetrics]:
     """Steps whose rates begin at `share` of the recipe's and fall to a tenth of that, the indexer's in the
-    warm-up alone (where it learns in every step).
+    warm-up alone.
+
+    indexer: how it learns, "not", in its "warm-up" or in the "sparse" stage.
     """
-    warm_up = indexer_every == 1
+    warm_up = indexer == "warm-up"
     optimizers = make_optimizers(
         model,
         learning_rate=recipe.learning_rate,
@@ -164,7 +175,7 @@ def train(
         source,
         steps=range(steps),
         scale=lambda step: learning_rate_at(step, steps, share),
-        indexer_every=indexer_every,
+        indexer_every=0 if indexer == "not" else 1,
     )
 
 
@@ -217,7 +228,7 @@ class Study:
         if not (self.out / f"{self.name}-dense-model").exists():
             torch.manual_seed(self.seed)
             model = WorldsmithForCausalLM(self.config())
-            self._train(model, "pre-training", self.recipe.dense, share=1.0, indexer_every=0)
+            self._train(model, "pre-training", self.recipe.dense, share=1.0, indexer="not")
             save_model(model, self.out / f"{self.name}-dense-model")
         else:
             self._skip("pre-training")
@@ -225,7 +236,7 @@ class Study:
             model = load_model(self.out / f"{self.name}-dense-model")
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(".indexer." in name)
-            self._train(model, "warm-up", self.recipe.warm_up, share=1.0, indexer_every=1)
+            self._train(model, "warm-up", self.recipe.warm_up, share=1.0, indexer="warm-up")
             save_model(model, self.out / f"{self.name}-model")
         else:
             self._skip("warm-up")
@@ -235,9 +246,9 @@ class Study:
         model.config.token_selector = selector
         taken: list[StepMetrics] = []
         if selector in TRAINED:
-            every = INDEXER_EVERY if selector in LEARNED else 0
+            indexer = "sparse" if selector in LEARNED else "not"
             share = self.recipe.sparse_rate
-            taken = self._train(model, selector, self.recipe.sparse, share=share, indexer_every=every)
+            taken = self._train(model, selector, self.recipe.sparse, share=share, indexer=indexer)
         found: dict[int, list[dict[str, Any]]] = {}
         for length, row in examine(model, self.task, self.recipe.exams):
             found.setdefault(length, []).append(row)
@@ -258,14 +269,14 @@ class Study:
         parts: tuple[Part, ...],
         *,
         share: float,
-        indexer_every: int,
+        indexer: str,
     ) -> list[StepMetrics]:
         # The sparse stage has the same batches for every selector.
         rng = np.random.default_rng([self.seed, {"pre-training": 0, "warm-up": 1}.get(stage, 2)])
         sizes = [part for part in parts for _ in range(part.steps)]
         source = batches(self.task, parts, rng)
         taken: list[StepMetrics] = []
-        steps = train(model, source, len(sizes), self.recipe, share=share, indexer_every=indexer_every)
+        steps = train(model, source, len(sizes), self.recipe, share=share, indexer=indexer)
         for part, metrics in zip(sizes, steps, strict=True):
             taken.append(metrics)
             factor = 2 if stage == "warm-up" else 3

@@ -51,6 +51,20 @@ def test_a_batch_of_retrieval_trains_on_answers_alone() -> None:
     assert int(targets.max()) < NUM_COLOURS
 
 
+def test_asked_again_half_of_a_text_are_questions_of_the_same_records() -> None:
+    batch = Retrieval().train_batch(2, 1024, np.random.default_rng(1), ask_again=True)
+    for ids, targets in zip(batch.input_ids_BT, next_tokens(batch), strict=True):
+        columns = (targets >= 0).nonzero().flatten()
+        assert columns.tolist() == list(range(512, 1024, 2))
+        records = ids[:512][(ids[:512] >= RECORDS) & (ids[:512] < FILLERS)] - RECORDS
+        colours = {int(record) // NUM_COLOURS: int(record) % NUM_COLOURS for record in records}
+        asked = (ids[columns] - QUESTIONS).tolist()
+        assert [colours[item] for item in asked] == ids[columns + 1].tolist()
+        assert {asked.count(item) for item in colours} == {256 // len(colours)}
+    with pytest.raises(ValueError, match="asks no questions"):
+        Text().train_batch(1, 64, np.random.default_rng(0), ask_again=True)
+
+
 def test_no_exam_holds_a_stretch_that_was_trained_on() -> None:
     text = Text()
     seen = {bytes(text._train[i : i + 64]) for i in range(0, len(text._train) - 64)}
@@ -130,9 +144,11 @@ def test_dense_attention_reads_all_and_oracle_the_most() -> None:
     assert shares["oracle"] > max(shares["window"], shares["random"])
 
 
-@pytest.mark.parametrize(("every", "first", "last"), [(1, WARM_UP_RATE, 0.28), (2, INDEXER_RATE, 1.0)])
+@pytest.mark.parametrize(
+    ("indexer", "first", "last"), [("warm-up", WARM_UP_RATE, 0.28), ("sparse", INDEXER_RATE, 1.0)]
+)
 def test_the_indexers_rate_falls_in_the_warm_up_alone(
-    monkeypatch: pytest.MonkeyPatch, every: int, first: float, last: float
+    monkeypatch: pytest.MonkeyPatch, indexer: str, first: float, last: float
 ) -> None:
     made: list[list[torch.optim.Optimizer]] = []
 
@@ -142,10 +158,10 @@ def test_the_indexers_rate_falls_in_the_warm_up_alone(
 
     selectors_make = selectors.make_optimizers
     monkeypatch.setattr(selectors, "make_optimizers", make)
-    model, batch = tiny("dense" if every == 1 else "lightning"), row(32).batch
+    model, batch = tiny("dense" if indexer == "warm-up" else "lightning"), row(32).batch
     names = {parameter: name for name, parameter in model.named_parameters()}
     rates: list[float] = []
-    steps = train(model, iter([batch] * 6), 6, RECIPES["retrieval"], share=1.0, indexer_every=every)
+    steps = train(model, iter([batch] * 6), 6, RECIPES["retrieval"], share=1.0, indexer=indexer)
     for _ in steps:
         groups = [group for optimizer in made[0] for group in optimizer.param_groups]
         rates += [g["lr"] for g in groups if all(".indexer." in names[p] for p in g["params"])]
