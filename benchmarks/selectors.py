@@ -114,9 +114,9 @@ RECIPES = {
     "text": Recipe(
         sizes=SIZES | {"hidden_size": 96, "intermediate_size": 256, "moe_intermediate_size": 96},
         dense=(
-            Part(length=256, rows=16, steps=300),
-            Part(length=1024, rows=4, steps=80),
-            Part(length=2048, rows=2, steps=40),
+            Part(length=256, rows=16, steps=900),
+            Part(length=1024, rows=4, steps=200),
+            Part(length=2048, rows=2, steps=80),
         ),
         warm_up=(
             Part(length=256, rows=16, steps=150),
