@@ -24,8 +24,7 @@ from rl.measure import read_metrics
 from rl.observer import Silent
 from rl.reinforce import reinforce
 from rl.replica_workers import AnyWorkers
-from rl.run import TIER, Data, Run
-from rl.run_files import RunLog
+from rl.run import Data, Run, open_log
 from rl.train import cold_start, learn_tokenizer, start_workers
 from rl.trajectory import PlayableTask
 from rl.transcript import Demonstration
@@ -89,9 +88,7 @@ def cold_started(out: Path, *, quick: bool, domain: str = "retail") -> Run:
         }
     )
     out.mkdir(parents=True, exist_ok=True)
-    fields = config.model_dump(mode="json")
-    log = RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
-    run = Run(config=config, data=_data(domain, quick), out=out, log=log, observer=Silent())
+    run = Run(config=config, data=_data(domain, quick), out=out, log=open_log(config, out), observer=Silent())
     cold_start(run, learn_tokenizer(run))
     return run
 
@@ -137,9 +134,7 @@ def train_copy(run: Run, out: Path, workers: AnyWorkers, *, threads: int) -> Tra
 def _copied(run: Run, out: Path) -> Run:
     for part in ("policy", "checkpoints/cold-start"):
         shutil.copytree(run.out / part, out / part)
-    fields = run.config.model_dump(mode="json")
-    log = RunLog(out, command="train", config=fields, tier=TIER, seed=run.config.seed)
-    return replace(run, out=out, log=log, observer=Clock())
+    return replace(run, out=out, log=open_log(run.config, out), observer=Clock())
 
 
 def _data(domain: str, quick: bool) -> Data:

@@ -47,6 +47,7 @@ from rl.evaluate import requests_for
 from rl.losses import LossConfig
 from rl.observer import Silent
 from rl.rollout_worker import InProcess
+from rl.run_files import differences, with_defaults
 from rl.trajectory import PlayableTask, Trajectory
 from worldsmith.corpora import playable_tasks
 from worldsmith.progress import Progress
@@ -336,9 +337,9 @@ def settled(value: Any) -> Any:
 
 
 def check_settings(path: Path, told: dict[str, Any]) -> None:
-    """Raises SystemExit where OUT has figures of other settings."""
+    """Raises SystemExit where OUT has figures of other settings; those that it does not name are default."""
     text = json.dumps(told, indent=1)
-    if path.exists() and json.loads(path.read_text()) != json.loads(text):
+    if path.exists() and differences(with_defaults(json.loads(path.read_text()), asdict(Settings())), told):
         raise SystemExit(f"{path}: it has figures of other settings; choose another --out")
     write_whole(path, text.encode())
 

@@ -23,8 +23,7 @@ from rl.measure import evaluate, read_metrics
 from rl.observer import Observer
 from rl.reinforce import reinforce
 from rl.rollout_worker import InProcess, ReplicaConfig
-from rl.run import TIER, Data, Run
-from rl.run_files import RunLog
+from rl.run import Data, Run, open_log
 from rl.trajectory import PlayableTask, PlayRequest, Trajectory
 
 
@@ -114,7 +113,7 @@ def train_stale(
     `out` becomes a run's directory, without checkpoints to go on from but the last.
     """
     config = start.config
-    log = RunLog(out, command="train", config=config.model_dump(mode="json"), tier=TIER, seed=config.seed)
+    log = open_log(config, out)
     run = Run(config=config, data=start.data, out=out, log=log, observer=observer)
     tasks = [*start.data.tasks, *start.data.heldout]
     worker = StaleWorker(replica(start), tasks, num_tasks=len(start.data.tasks), lag=lag)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import to_jsonable_python
 
 from rl.latency import Latency
 from rl.losses import KlEstimator, Normalization
@@ -276,6 +277,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     for override in overrides:
         _apply(fields, override)
     return parse_config(fields, where=str(path))
+
+
+def default_fields(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the fields that may be left out are then, as JSON has them; sections that may not, by theirs."""
+    found: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        if not field.is_required():
+            found[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found[name] = default_fields(field.annotation)
+    return found
 
 
 def parse_config(fields: dict[str, Any], *, where: str) -> TrainConfig:

@@ -22,15 +22,15 @@ from typing import Any, Protocol
 from envs.files import write_whole
 from rl.budget import Compute
 from rl.checkpoints import Checkpoint, checkpoint_at, checkpoint_steps
-from rl.config import PipelineConfig, TrainConfig
+from rl.config import PipelineConfig, TrainConfig, default_fields
 from rl.distill import lesson, play_all, played, select, unplayed
 from rl.measure import read_metrics
 from rl.observer import Observer
 from rl.pipeline_figures import Figures, compute_in, figures
 from rl.ray_session import ray_session
 from rl.replica_workers import replica_config, start_players
-from rl.run import TIER, Data, Run
-from rl.run_files import RunLog, differences, mend_metrics, publish_directory, trim_metrics
+from rl.run import Data, Run, open_log
+from rl.run_files import differences, mend_metrics, publish_directory, trim_metrics, with_defaults
 from rl.stages import Kind
 from rl.train import copy_tokenizer, train
 from rl.trajectory import PlayableTask, transcript_line, transcript_row
@@ -77,7 +77,7 @@ def run_pipeline(config: PipelineConfig, data: Data, out: Path, watch: Watch) ->
     """
     stages = plan_stages(config, data, out)
     source = None if stages[0].finished else cold_start_source(config)
-    log = RunLog(out, command="pipeline", config=config.model_dump(mode="json"), tier=TIER, seed=config.seed)
+    log = open_log(config, out, command="pipeline")
     mend_metrics(out)
     log.record["stages"] = [stage.as_fields() for stage in stages]
     log.record["margin"] = config.pipeline.margin
@@ -106,8 +106,7 @@ def run_stage(
     if stage.kind is not Kind.DISTILLED:
         train(stage.config, own, stage.out, observer, before=before)
         return
-    fields = stage.config.model_dump(mode="json")
-    log = RunLog(stage.out, command="train", config=fields, tier=TIER, seed=stage.config.seed)
+    log = open_log(stage.config, stage.out)
     mend_metrics(stage.out)
     run = Run(config=stage.config, data=own, out=stage.out, log=log, observer=observer)
     lessons = [
@@ -246,7 +245,7 @@ def cold_start_source(config: PipelineConfig) -> Checkpoint | None:
             f"pipeline.cold_start_from: {source} is no run; make it first (worldsmith demo --out {source}),"
             " or set it to null, and the pipeline does its own cold start"
         )
-    theirs = json.loads(record.read_text())["config"]
+    theirs = with_defaults(json.loads(record.read_text())["config"], default_fields(TrainConfig))
     ours = config.model_dump(mode="json")
     changed = differences(*({name: side.get(name) for name in TAKEN_OVER} for side in (theirs, ours)))
     if changed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from envs.sandbox.requirements import IN_PROCESS
 from policies.engine import Sampling
 from rl.budget import Compute
-from rl.config import TrainConfig
+from rl.config import TrainConfig, default_fields
 from rl.observer import Observer
 from rl.run_files import RunLog
 from rl.stopping import Stopping
@@ -41,6 +41,20 @@ class Run:
     stop: Stopping = field(default_factory=lambda: Stopping(0.0))
     before: Compute = field(default_factory=Compute)
     """Spent by the runs that this one follows."""
+
+
+def open_log(config: TrainConfig, out: Path, *, command: str = "train") -> RunLog:
+    """Begins the record of a run in `out`, or goes on with it. Raises ValueError where it began with another
+    config.
+    """
+    return RunLog(
+        out,
+        command=command,
+        config=config.model_dump(mode="json"),
+        tier=TIER,
+        seed=config.seed,
+        defaults=default_fields(type(config)),
+    )
 
 
 def sampling(run: Run) -> Sampling:

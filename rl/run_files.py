@@ -25,17 +25,28 @@ def locked(directory: Path) -> AbstractContextManager[None]:
 
 
 class RunLog:
-    """The run's record as it goes: stages with their times, and one line of metrics at a time."""
+    """The run's record as it goes: stages with their times, and one line of metrics at a time.
+
+    A directory that holds a run is gone on with, if it began with this config; a field that there was not yet
+    when it began counts as `defaults` has it. Raises ValueError where the config is another.
+    """
 
     def __init__(
-        self, directory: Path, *, command: str, config: Mapping[str, Any], tier: str, seed: int
+        self,
+        directory: Path,
+        *,
+        command: str,
+        config: Mapping[str, Any],
+        tier: str,
+        seed: int,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.directory = directory
         self._path = directory / "run.json"
         self._stage_started = 0.0
         if self._path.exists():
             self.record: dict[str, Any] = json.loads(self._path.read_text())
-            _check_config(self._path, self.record["config"], config)
+            _check_config(self._path, with_defaults(self.record["config"], defaults or {}), config)
             self.record["finished"] = None
             self.record["resumed"] = [*self.record.get("resumed", []), _now()]
         else:
@@ -142,9 +153,19 @@ def _check_config(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) ->
         )
 
 
+def with_defaults(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested mappings with what they lack taken from others."""
+    filled = dict(defaults) | dict(fields)
+    for name, value in filled.items():
+        inner = defaults.get(name)
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            filled[name] = with_defaults(value, inner)
+    return filled
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Fields that two configurations have otherwise, by name, with both values; a missing one is None."""
-    flat_old, flat_new = _flat(old), _flat(json.loads(json.dumps(new)))
+    flat_old, flat_new = (_flat(json.loads(json.dumps(fields))) for fields in (old, new))
     return [
         (key, flat_old.get(key), flat_new.get(key))
         for key in sorted(flat_old.keys() | flat_new.keys())

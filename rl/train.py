@@ -46,7 +46,7 @@ from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
 from rl.reinforce import reinforce
 from rl.replica_workers import AnyWorkers, check_engine, replica_config, start_players
-from rl.run import TIER, Data, Run
+from rl.run import Data, Run, open_log
 from rl.run_files import RunLog, mend_metrics, trim_metrics
 from rl.stopping import Stopping, graceful
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
@@ -75,8 +75,7 @@ def train(
     """
     check_engine(config.rollout.engine)
     check_twins(config.rl, data.tasks)
-    fields = config.model_dump(mode="json")
-    log = log or RunLog(out, command="train", config=fields, tier=TIER, seed=config.seed)
+    log = log or open_log(config, out)
     mend_metrics(out)
     with graceful(GRACE_S) as stop:
         run = Run(

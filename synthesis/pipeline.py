@@ -225,7 +225,9 @@ def _claim(config: SynthConfig, directory: Path) -> None:
 
 
 def refuse_other_config(config: SynthConfig, found: dict[str, Any], directory: Path) -> None:
-    wanted = config.as_json()
+    """A field that is in neither, or not yet in a corpus begun before there was one, is at its default."""
+    defaults = SynthConfig.defaults()
+    wanted, found = defaults | config.as_json(), defaults | found
     differences = [
         f"{name} {found.get(name)!r} there, {wanted.get(name)!r} now"
         for name in sorted(set(wanted) | set(found))

@@ -1,7 +1,7 @@
 """What a corpus is made from, and its shards: each a fixed range of seeds of one domain and level."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from envs.task import TASK_VERSION, canonical_json
@@ -96,16 +96,26 @@ class SynthConfig:
             if level in (DOMAINS[name].levels if chosen else DOMAINS[name].shown_levels)
         ]
 
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Of the fields that may be left out, as `as_json` has them."""
+        return json.loads(
+            canonical_json({one.name: one.default for one in fields(cls) if one.default is not MISSING})
+        )
+
     def as_json(self) -> dict[str, Any]:
         """All that decides the corpus' bytes, the versions of what makes it included."""
         versions = {name: domain_named(name).version for name in self.domains}
-        fields = asdict(self)
-        for name in ("counts", "twins"):  # as before there were any, so that older corpora can be resumed
-            if not fields[name]:
-                del fields[name]
+        found = asdict(self)
+        for name in (
+            "counts",
+            "twins",
+        ):  # so that older corpora keep their hashes
+            if not found[name]:
+                del found[name]
         gates = GATE_VERSIONS | ADMISSION_VERSIONS
         made_by = {"domain_versions": versions, "gate_versions": gates, "task_version": TASK_VERSION}
-        return json.loads(canonical_json(fields | made_by))
+        return json.loads(canonical_json(found | made_by))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

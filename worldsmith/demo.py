@@ -16,7 +16,7 @@ from envs.task import stable_seed
 from rl.config import TrainConfig, load_config
 from rl.measure import read_metrics
 from rl.ray_session import ray_session
-from rl.run import TIER
+from rl.run import open_log
 from rl.run_files import RunLog, locked
 from rl.train import train
 from synthesis.corpus import MANIFEST
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     print(f"look at {out}/report.html: it rewrites itself as the run goes", file=sys.stderr)
     begun = time.monotonic()
     with locked(out):
-        log = RunLog(out, command="demo", config=config.model_dump(mode="json"), tier=TIER, seed=args.seed)
+        log = open_log(config, out, command="demo")
         watcher = Watcher(out)
         watcher.wrote()
         with ray_session(

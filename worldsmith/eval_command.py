@@ -54,7 +54,8 @@ JOURNAL = "ended.jsonl"
 
 
 def main(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     _check_policy(args.policy)
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
@@ -74,10 +75,13 @@ def main(argv: list[str]) -> int:
     if args.dry_run:
         return 0
     config = {"tasks": str(args.tasks), **{name: getattr(args, name) for name in RECORDED}}
+    defaults = {name: parser.get_default(name) for name in RECORDED}
     with locked(args.out):
         if (args.out / "run.json").exists() and not _unfinished(args.out):
             raise ValueError(f"{args.out}: holds a run already; give --out another directory")
-        log = RunLog(args.out, command="eval", config=config, tier=played.tier, seed=args.seed)
+        log = RunLog(
+            args.out, command="eval", config=config, tier=played.tier, seed=args.seed, defaults=defaults
+        )
         with (
             closing(Journal(args.out / JOURNAL)) as journal,
             log.stage("evaluation"),

@@ -1,7 +1,7 @@
 """The ablation of the stabilisers in miniature: what it finds where we put it there ourselves."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,14 @@ def test_the_whole_of_it_goes_on_where_it_was(
     assert capsys.readouterr().out == first
     with pytest.raises(SystemExit, match="figures of other settings"):
         stabilisers.main([*arguments, "--delta", "0.3"])
+
+
+def test_settings_that_there_were_not_yet_count_as_their_defaults(tmp_path: Path) -> None:
+    path, settings = tmp_path / "settings.json", asdict(stabilisers.Settings())
+    path.write_text(json.dumps({name: value for name, value in settings.items() if name != "lag"}))
+    with pytest.raises(SystemExit, match="figures of other settings"):
+        stabilisers.check_settings(path, settings | {"lag": 5})
+    stabilisers.check_settings(path, settings)
 
 
 def test_the_table_of_curves_compares_each_seed_with_its_own() -> None:

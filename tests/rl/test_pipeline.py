@@ -226,6 +226,9 @@ def test_a_cold_start_is_taken_over_as_it_was(whole: Path, data: Data, tmp_path:
     config = pipeline_config()
     cold = plan_stages(config, data, tmp_path / "unused")[0]
     train(cold.config, narrowed(data, cold.domains), source)
+    begun = json.loads((source / "run.json").read_text())
+    del begun["config"]["cold_start"]["indexer_learning_rate"]  # as before there was such a field
+    (source / "run.json").write_text(json.dumps(begun))
     taking = pipeline_config(pipeline=PIPELINE | {"cold_start_from": str(source)})
     checkpoint = cold_start_source(taking)
     assert checkpoint is not None

@@ -218,6 +218,19 @@ def test_another_config_is_refused_with_the_difference(corpus: Path, small_confi
         synthesize(small_config, corpus, workers=0)
 
 
+def test_a_corpus_begun_before_there_was_a_field_is_gone_on_with(
+    small_config: SynthConfig, tmp_path: Path
+) -> None:
+    (tmp_path / pipeline.WORK).mkdir()
+    small_config = replace(small_config, count=2, demonstrations=0, slip_rates=(0.0,))
+    fields = small_config.as_json()
+    del fields["slip_rates"], fields["demonstration_levels"]
+    (tmp_path / pipeline.WORK / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"slip_rates \[0\.0\] there, \[0\.5\] now"):
+        synthesize(replace(small_config, slip_rates=(0.5,)), tmp_path, workers=0)
+    assert synthesize(small_config, tmp_path, workers=0).num_tasks == small_config.count
+
+
 def test_two_runs_in_one_directory_are_refused(small_config: SynthConfig, tmp_path: Path) -> None:
     with (
         locked_directory(tmp_path),

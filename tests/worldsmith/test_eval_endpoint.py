@@ -118,7 +118,11 @@ def test_an_endpoint_that_dies_stops_the_run_and_the_same_command_goes_on(
         assert 0 < len(rows) < 18
         assert all(row["reward"] == 1.0 for row in rows)
         (out / "ended.jsonl").write_bytes(kept + kept[:40])  # as a kill leaves it
+        begun = json.loads((out / "run.json").read_text())
+        del begun["config"]["workers"], begun["config"]["temperature"]  # as before there were such options
+        (out / "run.json").write_text(json.dumps(begun))
         assert run(*line, "--temperature", "0.5") == 2
+        assert "began with temperature = 1.0, the config now says 0.5" in capsys.readouterr().err
         endpoint.asked.clear()
         dies_after = 10_000
         assert run(*line) == 0
