@@ -141,6 +141,9 @@ def measure_mismatch(bench: Bench) -> dict[str, Any]:
     with Progress("rollouts", total=total, unit="sets") as progress:
         right, found["reference"] = reference_gradient(bench, start, model, progress)
         known = {(c["dtype"], c["stale"]) for c in found["cells"]}
+        by_staleness: dict[str, Any] = found.setdefault("kl", {})
+        missing = [str(stale) for stale in settings.staleness if str(stale) not in by_staleness]
+        progress.resume_at(total - len(set(plan) - known) - len(missing))
         for dtype, stale in plan:
             if (dtype, stale) not in known:
                 played = play(bench, dtype, newest - stale, seed=stable_seed("mismatch"))
@@ -155,16 +158,12 @@ def measure_mismatch(bench: Bench) -> dict[str, Any]:
                 about = {"dtype": dtype, "stale": stale, "pass_rate": pass_rate(played)}
                 found["cells"] += [about | one for one in cells]
                 write_whole(path, json.dumps(found, indent=1).encode())
-            progress.advance(note=f"{dtype}, {stale} updates old")
+                progress.advance(note=f"{dtype}, {stale} updates old")
         reference = load_model(version_at(bench.out, 0))
-        by_staleness: dict[str, Any] = found.setdefault("kl", {})
-        for stale in settings.staleness:
-            if str(stale) not in by_staleness:
-                played = play(bench, "float32", newest - stale, seed=stable_seed("mismatch"))
-                by_staleness[str(stale)] = kl_gradients(
-                    model, reference, played, temperature=temperature_of(start)
-                )
-                write_whole(path, json.dumps(found, indent=1).encode())
+        for stale in missing:
+            played = play(bench, "float32", newest - int(stale), seed=stable_seed("mismatch"))
+            by_staleness[stale] = kl_gradients(model, reference, played, temperature=temperature_of(start))
+            write_whole(path, json.dumps(found, indent=1).encode())
             progress.advance(note=f"KL, {stale} updates old")
     return found
 

@@ -43,6 +43,7 @@ from synthesis.shard_plan import ShardSpec, SynthConfig, plan_shards
 from synthesis.tally import checks, tally
 
 GENERATOR = "worldsmith synth 1"
+OnShard = Callable[[Shard], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,13 +130,15 @@ def synthesize(
     directory: Path,
     *,
     workers: int,
-    on_shard: Callable[[Shard], None] = lambda shard: None,
+    on_shard: OnShard = lambda shard: None,
+    on_found: OnShard = lambda shard: None,
     sandbox: str | None = None,
 ) -> Manifest:
     """Makes the shards that `directory` still lacks and finishes the corpus. Raises ValueError for another's
     directory.
 
-    workers: 0 makes them in this process, else so many Ray workers do. sandbox: as for `make_shard`.
+    workers: 0 makes them in this process, else so many Ray workers do. on_shard: called after each shard that
+    is made; on_found: before them, for each that an earlier run left. sandbox: as for `make_shard`.
     """
     _refuse_strangers(directory)
     with locked_directory(directory):
@@ -143,18 +146,17 @@ def synthesize(
             manifest = read_manifest(directory)
             refuse_other_config(config, manifest.config, directory)
             for shard in manifest.shards:
-                on_shard(shard)
+                on_found(shard)
         else:
             _claim(config, directory)
-            manifest = _finish(
-                config, directory, _all_shards(config, directory, (workers, sandbox), on_shard)
-            )
+            made = _all_shards(config, directory, (workers, sandbox), on_shard, on_found)
+            manifest = _finish(config, directory, made)
         shutil.rmtree(directory / WORK)
     return manifest
 
 
 def _all_shards(
-    config: SynthConfig, directory: Path, how: tuple[int, str | None], on_shard: Callable[[Shard], None]
+    config: SynthConfig, directory: Path, how: tuple[int, str | None], on_shard: OnShard, on_found: OnShard
 ) -> list[Shard]:
     specs = plan_shards(config)
     done = {
@@ -163,7 +165,7 @@ def _all_shards(
         if (shard := stored_shard(directory, spec.kind, spec.name)) is not None
     }
     for shard in done.values():
-        on_shard(shard)
+        on_found(shard)
     for result in _run([spec for spec in _mixed(specs) if _key(spec) not in done], *how):
         store_shard(directory, result.shard, result.contents)
         done[_key(result.shard)] = result.shard

@@ -116,6 +116,7 @@ def make_corpora(log: RunLog, out: Path, *, seed: int, num_demonstrations: int) 
                     directory,
                     workers=workers,
                     on_shard=lambda shard, p=progress: p.advance(shard.rows),
+                    on_found=lambda shard, p=progress: p.resume_at(p.done + shard.rows),
                 )
 
 

@@ -87,8 +87,7 @@ def main(argv: list[str]) -> int:
             log.stage("evaluation"),
             Progress("eval", total=played.num_tasks * args.samples, unit="episodes") as progress,
         ):
-            for _ in journal.known:
-                progress.advance()
+            progress.resume_at(len(journal.known))
             rows, lines = played.play(progress, journal)
         summary = {"tier": played.tier, **summarize(rows), **_tokens(rows), **played.facts}
         log.metric("eval", {"when": "after", "policy": args.policy, **summary})

@@ -55,9 +55,10 @@ class Progress:
     ) -> None:
         self.close()
 
-    def resume_at(self, done: int) -> None:
+    def resume_at(self, done: int, *, note: str = "") -> None:
         """Start from what an earlier run did, which says nothing about this one's rate."""
         self.done = done
+        self._note = note or self._note
         self._started = self._clock()
         self._recent = deque([(self._started, done)])
 

@@ -64,9 +64,15 @@ def main(argv: list[str]) -> int:
             rejections.update(shard.rejections)
             progress().advance(shard.rows, note=rejection_note(rejections))
 
+        def on_found(shard: Shard) -> None:
+            rejections.update(shard.rejections)
+            progress().resume_at(progress().done + shard.rows, note=rejection_note(rejections))
+
         if args.sandbox is not None:
             _say_boxes(args.sandbox)
-        manifest = synthesize(config, args.out, workers=workers, on_shard=on_shard, sandbox=args.sandbox)
+        manifest = synthesize(
+            config, args.out, workers=workers, on_shard=on_shard, on_found=on_found, sandbox=args.sandbox
+        )
     return _report(manifest, args)
 
 

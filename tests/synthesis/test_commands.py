@@ -3,8 +3,10 @@ JSON.
 """
 
 import errno
+import itertools
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +17,9 @@ from synthesis import receipts
 from synthesis.corpus import MANIFEST
 from synthesis.general import DOMAINS
 from synthesis.tally import BOUNDS
+from worldsmith import synth_command
 from worldsmith.cli import main
+from worldsmith.progress import Progress
 from worldsmith.synth_command import rejection_note
 
 SMALL = ["--count", "2", "--domain", "retail", "--levels", "1", "--seed", "3", "--workers", "0"]
@@ -38,6 +42,22 @@ def test_made_again_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
     assert main(["certify", str(out)]) == 1
     assert "its SHA-256 is" in capsys.readouterr().out
+
+
+def test_what_an_earlier_run_made_says_nothing_about_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = itertools.count()  # a second passes whenever somebody looks
+    ticking = partial(Progress, clock=lambda: float(next(times)))
+    monkeypatch.setattr(synth_command, "Progress", ticking)
+    argv = ["synth", *SMALL, "--shard-rows", "1", "--out", str(tmp_path / "corpus")]
+    assert main(argv) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("synth 2/2 admitted (100%), ")
+    assert "/s" in line
+    assert main(argv) == 0
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "synth 2/2 admitted (100%), took 2 s, 0 refused"  # two looks
 
 
 def test_a_dry_run_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from synthesis import candidates, pipeline
-from synthesis.corpus import MANIFEST, check_disjoint, read_corpus
+from synthesis.corpus import MANIFEST, Shard, check_disjoint, read_corpus
 from synthesis.pipeline import ShardResult, make_shard, synthesize
 from synthesis.receipts import locked_directory
 from synthesis.shard_plan import CANDIDATES_PER_ROW, ShardSpec, SynthConfig, plan_shards
@@ -126,7 +126,17 @@ def test_a_run_that_is_cut_off_goes_on_where_it_was(
         read_corpus(directory)
     (directory / "tasks").mkdir(exist_ok=True)
     (directory / "tasks" / ".part-00000.parquet.1.tmp").write_bytes(b"torn")
-    synthesize(small_config, directory, workers=0)
+    every = len(plan_shards(small_config))
+    for found in (stop_after + 1, every):
+        told: dict[str, list[Shard]] = {"found": [], "made": []}
+        synthesize(
+            small_config,
+            directory,
+            workers=0,
+            on_shard=told["made"].append,
+            on_found=told["found"].append,
+        )
+        assert [len(shards) for shards in told.values()] == [found, every - found]
     assert contents(directory) == contents(made_once)
 
 

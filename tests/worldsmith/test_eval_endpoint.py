@@ -4,7 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +20,7 @@ from tests.example_code_tasks import TASKS
 from tests.fake_endpoint import Answer, completion, fake_endpoint
 from worldsmith import eval_command
 from worldsmith.cli import main
+from worldsmith.progress import Progress
 
 Ask = dict[str, Any]
 
@@ -49,6 +50,20 @@ def knows(solutions: dict[str, list[Message]]) -> Callable[[Ask], Answer]:
 
 def gold(corpus: Path) -> dict[str, list[Message]]:
     return {row.task.prompt[1].content: plan_messages(gold_plan(row.task)) for row in read_corpus(corpus)}
+
+
+class Watched(Progress):
+    """Keeps what it was told of."""
+
+    counted: ClassVar[list[tuple[str, int]]] = []
+
+    def resume_at(self, done: int, *, note: str = "") -> None:
+        self.counted.append(("found", done))
+        super().resume_at(done, note=note)
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self.counted.append(("played", count))
+        super().advance(count, note=note)
 
 
 def run(url: str, tasks: Path, out: Path, *more: str) -> int:
@@ -125,7 +140,9 @@ def test_an_endpoint_that_dies_stops_the_run_and_the_same_command_goes_on(
         assert "began with temperature = 1.0, the config now says 0.5" in capsys.readouterr().err
         endpoint.asked.clear()
         dies_after = 10_000
+        monkeypatch.setattr(eval_command, "Progress", Watched)
         assert run(*line) == 0
+        assert Watched.counted == [("found", len(rows)), *[("played", 1)] * (18 - len(rows))]
         seeds = {asked["seed"] for asked in endpoint.asked}
         assert run(*line) == 2  # it has ended
     assert len(seeds) == 18 - len(rows)
