@@ -20,6 +20,7 @@ from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.packing import pack
 from policies.model.sampling import Sampling, draw, process_logits
 from policies.replay import LIVE, join_selected, missing_route, record_selected, route_dtype
+from policies.token_limits import checked_answer, checked_prompt
 
 __all__ = ["Engine", "Sampling", "SessionRecord", "Turn"]
 
@@ -165,10 +166,8 @@ class Engine:
 
         Sessions with the same prompt that start in the same step read it once.
         """
-        prompt = [int(token) for token in prompt_ids]
-        self._check_tokens(prompt)
-        if not 0 < len(prompt) < self.max_length:
-            raise ValueError(f"a prompt must have 1 to {self.max_length - 1} tokens, got {len(prompt)}")
+        vocab = self.model.config.vocab_size
+        prompt = checked_prompt(prompt_ids, vocab_size=vocab, max_length=self.max_length)
         session = _Session(number=self._opened, seed=seed, sampling=sampling, tokens=[])
         session.add(prompt)
         session.turn_start = len(prompt)
@@ -186,13 +185,10 @@ class Engine:
         state = self._get(session)
         if not state.paused:
             raise ValueError(f"session {session} is still generating; extend it after its Turn")
-        tokens = [int(token) for token in token_ids]
-        self._check_tokens(tokens)
-        if len(tokens) > self.room(session):
-            raise ValueError(
-                f"session {session}: {len(tokens)} more tokens do not fit, room for {self.room(session)}"
-                f" of max_length {self.max_length}"
-            )
+        vocab, room = self.model.config.vocab_size, self.room(session)
+        tokens = checked_answer(
+            token_ids, session=session, vocab_size=vocab, room=room, max_length=self.max_length
+        )
         state.add(tokens)
         state.turn_start = len(state.tokens)
         state.paused = False
@@ -266,11 +262,6 @@ class Engine:
         if session not in self._sessions:
             raise ValueError(f"session {session} is not open")
         return self._sessions[session]
-
-    def _check_tokens(self, tokens: list[int]) -> None:
-        vocab = self.model.config.vocab_size
-        if bad := [token for token in tokens if not 0 <= token < vocab]:
-            raise ValueError(f"token id {bad[0]} is outside the vocabulary of {vocab}")
 
     def _start_waiting(self) -> tuple[list[_Session], list[Tensor]]:
         """Slots for waiting sessions; prompts read once each. Long prompts are left to `_read`."""

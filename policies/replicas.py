@@ -19,6 +19,7 @@ from policies.engine import SessionRecord, Turn
 from policies.model.config import read_config
 from policies.model.sampling import Sampling
 from policies.sessions import Session
+from policies.token_limits import checked_answer, checked_prompt
 from policies.vllm_replica import BLOCK_SIZE, Request, Sampled, VllmConfig, VllmReplica
 from policies.weights import PublishedWeights, WeightsMismatchError
 
@@ -67,9 +68,8 @@ class ReplicaPool:
 
     def open(self, prompt_ids: Sequence[int], *, seed: int, sampling: Sampling) -> int:
         """Begin a session; it starts when a replica has a slot for it."""
-        prompt = [int(token) for token in prompt_ids]
-        if not 0 < len(prompt) < self.max_length:
-            raise ValueError(f"a prompt must have 1 to {self.max_length - 1} tokens, got {len(prompt)}")
+        vocab = self._config.vocab_size
+        prompt = checked_prompt(prompt_ids, vocab_size=vocab, max_length=self.max_length)
         session = Session(number=self._opened, seed=seed, sampling=sampling, max_length=self.max_length)
         session.begin(prompt, version=self.version)
         self._opened += 1
@@ -86,12 +86,11 @@ class ReplicaPool:
         state = self._get(session)
         if not state.paused:
             raise ValueError(f"session {session} is still generating; extend it after its Turn")
-        if len(token_ids) > self.room(session):
-            raise ValueError(
-                f"session {session}: {len(token_ids)} more tokens do not fit, room for {self.room(session)}"
-                f" of max_length {self.max_length}"
-            )
-        state.begin([int(token) for token in token_ids], version=self.version)
+        vocab, room = self._config.vocab_size, self.room(session)
+        tokens = checked_answer(
+            token_ids, session=session, vocab_size=vocab, room=room, max_length=self.max_length
+        )
+        state.begin(tokens, version=self.version)
         self._waiting.append(state)
 
     def step(self) -> list[Turn]:
@@ -278,7 +277,8 @@ def vllm_config(
     """
     path = Path(policy) / "config.json"
     try:
-        model_type = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        model_type = fields["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: not a model's config.json; give a model directory") from None
     ours = model_type == OUR_MODEL_TYPE
@@ -287,10 +287,18 @@ def vllm_config(
         ours=ours,
         slots=slots,
         max_length=max_length,
+        vocab_size=_vocab_size(fields),
         threads=threads,
         kv_bytes=_cache_bytes(Path(policy), slots, max_length) if ours else OTHERS_CACHE_BYTES,
         record_selected=record_selected,
     )
+
+
+def _vocab_size(fields: dict[str, Any]) -> int | None:
+    """A model of several kinds of input has its language model's under `text_config`; None: not told."""
+    inner = fields.get("text_config")
+    found = fields.get("vocab_size", inner.get("vocab_size") if isinstance(inner, dict) else None)
+    return found if isinstance(found, int) else None
 
 
 def _cache_bytes(directory: Path, slots: int, max_length: int) -> int:

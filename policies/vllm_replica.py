@@ -41,7 +41,8 @@ class VllmConfig:
     """policy: a model directory. slots: requests at once. threads: of the engine's arithmetic.
 
     ours: whether our plugin serves it; otherwise vLLM's own class for the architecture does.
-    record: whether routes are recorded, and record_selected: the places that sparse attention selected.
+    vocab_size: None if the directory does not tell. record: whether routes are recorded, and record_selected:
+    the places that sparse attention selected.
     """
 
     policy: str
@@ -49,6 +50,7 @@ class VllmConfig:
     slots: int
     max_length: int
     kv_bytes: int
+    vocab_size: int | None = None
     threads: int = 1
     dtype: str = "float32"
     record: bool = True
