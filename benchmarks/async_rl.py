@@ -27,7 +27,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.small_run import GROUP_SIZE, Trained, cold_started, replicas, train_copy, with_settings
+from benchmarks.small_run import (
+    GROUP_SIZE,
+    Trained,
+    cold_started,
+    parser_of,
+    replicas,
+    say,
+    train_copy,
+    with_settings,
+)
 from policies.tokenizer import TextCodec, load_tokenizer
 from policies.weights import publish
 from rl.groups import requests_of_group
@@ -103,10 +112,7 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each setting (default: 2)")
+    parser = parser_of(__doc__, rounds=2, groups=4)
     parser.add_argument("--steps", type=int, default=8, help="learner steps of a run in turn (default: 8)")
     parser.add_argument("--staleness", type=int, nargs="+", default=[1, 2, 4], metavar="N",
                         help="bounds, in learner steps (default: 1 2 4)")  # fmt: skip
@@ -114,10 +120,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sigma", type=float, default=1.5, help="of their logarithm (default: 1.5)")
     parser.add_argument("--longest", type=float, default=2.0, help="seconds, the tools' time limit")
     parser.add_argument("--seed", type=int, default=0, help="of the first round's episodes and latencies")
-    parser.add_argument("--groups", type=int, default=4, help="groups of 8 that a step trains on")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="keep the cold start there, or take it")
-    parser.add_argument("--quick", action="store_true", help="tries the script, not the speed")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.steps, args.staleness, args.groups = 1, 2, [1], 1
@@ -276,10 +278,6 @@ def line(result: dict[str, Any]) -> str:
         f" one run's spread {result['predicted_spread']:.0%}),"
         f" waiting {result['predicted_bubble_share']:4.0%}"
     )
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,16 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from benchmarks.model import as_transformers, fastest_of_theirs, generate_theirs, train_step
-from benchmarks.small_run import GROUP_SIZE, Trained, cold_started, replicas, train_copy, with_settings
+from benchmarks.small_run import (
+    GROUP_SIZE,
+    Trained,
+    cold_started,
+    parser_of,
+    replicas,
+    say,
+    train_copy,
+    with_settings,
+)
 from benchmarks.trl_environment import dataset_row, rewards, wire_tokenizer, world_of
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, load_tokenizer
@@ -96,19 +105,12 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     cores = os.cpu_count() or 1
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, rounds=3, groups=16)
     parser.add_argument("--domain", choices=tuple(DOMAINS), default="trip", help="default: trip")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: 3)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a run (default: 3)")
-    parser.add_argument("--groups", type=int, default=16, help="groups of 8 a step (default: 16)")
     parser.add_argument("--rows", type=int, default=64, help="episodes in a forward of the learners")
     parser.add_argument("--workers", type=int, default=cores, help="our replicas (default: the cores)")
     parser.add_argument("--threads", type=int, default=cores, help="of TRL and of our learner (all cores)")
-    parser.add_argument("--start", type=Path, metavar="DIR", help="keep the cold start there, or take it")
-    parser.add_argument("--quick", action="store_true", help="tries the script, not the speed")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args(argv)
     if args.quick:
         args.rounds, args.steps, args.groups, args.rows, args.workers = 1, 1, 2, 8, 0
@@ -239,10 +241,6 @@ def summary(
         **sides,
         "ratio": sides["ours"]["episodes_per_s"] / sides["theirs"]["episodes_per_s"],
     }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

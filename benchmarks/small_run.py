@@ -4,7 +4,9 @@ The policy has learnt to call the tools and to answer, so that its episodes have
 does matters to no figure. `train_copy` goes on from it, each time from the same weights.
 """
 
+import argparse
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +38,25 @@ GROUP_SIZE = 8
 _QUICK_SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "index_topk": 16}
 _QUICK_STEPS = {"clean_steps": 4, "warm_up_steps": 2, "sparse_steps": 2, "tokens_per_batch": 600}
 _STEPS = {"clean_steps": 150, "warm_up_steps": 20, "sparse_steps": 30, "tokens_per_batch": 2048}
+
+
+def parser_of(doc: str | None, *, rounds: int, groups: int) -> argparse.ArgumentParser:
+    """The options that every benchmark of training has; the numbers are their defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help=f"runs of each setting (default: {rounds})"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=groups, help=f"groups of {GROUP_SIZE} a step (default: {groups})"
+    )
+    parser.add_argument("--start", type=Path, metavar="DIR", help="keep the cold start there, or take it")
+    parser.add_argument("--quick", action="store_true", help="tries the script, not the speed")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class Clock(Silent):
