@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import to_jsonable_python
 
 from rl.latency import Latency
-from rl.losses import KlEstimator, Normalization
+from rl.losses import KlEstimator, LossConfig, Normalization
 
 Sharding = Literal["auto", "none", "full"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -58,6 +58,11 @@ class LossSection(Section):
     off_policy_delta: float | None = None
     normalization: Normalization = "response"
 
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        LossConfig(**self.model_dump())
+        return self
+
 
 class RlSection(Section):
     steps: int = Field(ge=0)
@@ -84,7 +89,7 @@ class RlSection(Section):
     DeepSeek-V3, which ends with 0).
     """
     learning_rate: float = Field(gt=0)
-    levels: tuple[int, ...]
+    levels: tuple[int, ...] = Field(min_length=1)
     """Levels that are trained on; the others stay unseen."""
     loss: LossSection = LossSection()
     twins: bool = False
@@ -268,7 +273,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give a config file, such as configs/demo.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise ValueError(f"{path}{line}: not readable as YAML") from None
@@ -315,7 +320,7 @@ def _apply(fields: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {name} is not inside a section")
     try:
         here[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise ValueError(f"--set {override}: {value!r} is not a YAML value") from None
 
 

@@ -76,9 +76,18 @@ def task_pool(config: RlSection, tasks: Sequence[PlayableTask]) -> list[Choice]:
     ]
 
 
-def check_twins(config: RlSection, tasks: Sequence[PlayableTask]) -> None:
-    """Raises ValueError when twins are asked for and the trained levels have none."""
-    if config.twins and not any(len(choice) > 1 for choice in task_pool(config, tasks)):
+def check_tasks(config: RlSection, tasks: Sequence[PlayableTask]) -> None:
+    """Raises ValueError when RL has no task of the trained levels, or when twins are asked for and those
+    have none.
+    """
+    pool = task_pool(config, tasks)
+    if config.steps and not pool:
+        known = ", ".join(map(str, sorted({playable.task.level for playable in tasks})))
+        raise ValueError(
+            f"rl.levels: the corpus has no task of level {', '.join(map(str, config.levels))}; it has levels"
+            f" {known}"
+        )
+    if config.twins and not any(len(choice) > 1 for choice in pool):
         raise ValueError(
             "rl.twins: no task of the trained levels has its twin in the corpus; make one with"
             " worldsmith synth --twins"

@@ -14,7 +14,7 @@ class Latency(BaseModel):
     sigma 1.5 puts the 99th percentile at 33 medians; 0 makes every call take the median.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     median_s: float = Field(default=0.0, ge=0)
     """0: nothing is added to what the tools take by themselves."""

@@ -39,11 +39,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         if not 0 < self.clip_low < 1:
             raise ValueError(f"loss.clip_low must lie in (0, 1), got {self.clip_low}")
-        if self.clip_high <= 0:
+        if not self.clip_high > 0:
             raise ValueError(f"loss.clip_high must be above 0, got {self.clip_high}")
-        if self.kl_weight < 0:
+        if not self.kl_weight >= 0:
             raise ValueError(f"loss.kl_weight must be at least 0, got {self.kl_weight}")
-        if self.off_policy_delta is not None and self.off_policy_delta <= 0:
+        if self.off_policy_delta is not None and not self.off_policy_delta > 0:
             raise ValueError(f"loss.off_policy_delta must be above 0 nats, got {self.off_policy_delta}")
 
 

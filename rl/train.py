@@ -13,10 +13,11 @@ Run again on the same directory, it goes on where it was: each stage keeps check
 (seed, step) alone, and nothing is trained or evaluated twice.
 """
 
+import difflib
 import os
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import torch
 from envs.files import write_whole
 from envs.task import stable_seed
 from policies.model.checkpoint import load_model, save_model
-from policies.model.config import tiny_config
+from policies.model.config import read_config, tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.tokenizer import TextCodec, build_tokenizer, learn_pieces, load_tokenizer
 from rl.budget import Compute, active_parameters
@@ -40,7 +41,7 @@ from rl.cold_start import (
     train_on,
 )
 from rl.config import TrainConfig
-from rl.groups import check_twins
+from rl.groups import check_tasks
 from rl.measure import baselines, evaluate, lessons_note, record_compute
 from rl.observer import Observer, Silent
 from rl.ray_session import ray_session
@@ -52,6 +53,7 @@ from rl.stopping import Stopping, graceful
 from rl.transcript import Demonstration, Transcript, conversation_text, encode_conversation
 
 TOKENIZER_SAMPLE = 2000
+FROM_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 GRACE_S = 25.0
@@ -73,8 +75,7 @@ def train(
     (`rl.run_files.locked`) from before it opens a log there. Raises Terminated after SIGTERM, with what was
     learnt saved.
     """
-    check_engine(config.rollout.engine)
-    check_twins(config.rl, data.tasks)
+    check_run(config, data)
     log = log or open_log(config, out)
     mend_metrics(out)
     with graceful(GRACE_S) as stop:
@@ -88,6 +89,32 @@ def train(
             before=before or Compute(),
         )
         return _train(run)
+
+
+def check_run(config: TrainConfig, data: Data) -> None:
+    """Raises ValueError for what would end the run later, when there is something in its directory."""
+    check_engine(config.rollout.engine)
+    check_tasks(config.rl, data.tasks)
+    if config.start is None:
+        check_sizes(config.model.sizes)
+    else:
+        load_tokenizer(Path(config.start))
+        read_config(Path(config.start))
+
+
+def check_sizes(sizes: Mapping[str, int | float | str]) -> None:
+    """Raises ValueError for sizes that no model has, or that cannot go together."""
+    example = tiny_config(8)
+    for name in sizes:
+        if name not in example.to_dict() or name in FROM_TOKENIZER:
+            choices = [known for known in example.to_dict() if known not in FROM_TOKENIZER]
+            nearest = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            raise ValueError(f"model.sizes: {name} is no size that can be set{hint}")
+    try:
+        tiny_config(1000, **sizes)
+    except ValueError as error:
+        raise ValueError(f"model.sizes: {error}") from None
 
 
 def _train(run: Run) -> dict[str, Any]:

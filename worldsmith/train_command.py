@@ -40,9 +40,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a run asks no hub for anything, nor tells one
     from rl.config import PipelineConfig, load_config
-    from rl.groups import check_twins
     from rl.run_files import locked
-    from rl.train import train
+    from rl.train import check_run, train
     from worldsmith.corpora import training_data
     from worldsmith.learning import learners_in_words, too_many_learners
     from worldsmith.watching import Watcher
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> int:
     data = training_data(
         Path(config.corpus), Path(config.heldout), demonstrations_needed=config.cold_start.num_steps > 0
     )
-    check_twins(config.rl, data.tasks)
+    check_run(config, data)
     if crowded := too_many_learners(config.rl):
         print(f"worldsmith train: {crowded}", file=sys.stderr)
     if isinstance(config, PipelineConfig):

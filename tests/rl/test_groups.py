@@ -10,7 +10,7 @@ import torch
 from envs.outcome import Cause
 from rl.advantage import group_advantages, rewards_of
 from rl.config import TrainConfig
-from rl.groups import as_taught, check_twins, requests_of_group, requests_of_step, share_of_both, task_pool
+from rl.groups import as_taught, check_tasks, requests_of_group, requests_of_step, share_of_both, task_pool
 from rl.measure import read_metrics
 from rl.observer import Silent
 from rl.run import Data, Run
@@ -118,10 +118,13 @@ def test_the_share_of_pairs_right_on_both(tmp_path: Path, playable: list[Playabl
 
 def test_twins_need_a_corpus_with_pairs_and_even_groups(playable: list[PlayableTask]) -> None:
     config = make_config(rl={"twins": True}).rl
-    check_twins(config, playable)
-    check_twins(make_config().rl, playable[::2])
+    check_tasks(config, playable)
+    check_tasks(make_config().rl, playable[::2])
+    with pytest.raises(ValueError, match=r"rl\.levels: the corpus has no task of level 5, 9; it has levels"):
+        check_tasks(make_config(rl={"levels": [5, 9]}).rl, playable)
+    check_tasks(make_config(rl={"levels": [9], "steps": 0}).rl, playable)  # a cold start alone needs none
     with pytest.raises(ValueError, match="worldsmith synth --twins"):
-        check_twins(config, playable[::2])
+        check_tasks(config, playable[::2])
     for fields, message in (
         ({"twins": True, "group_size": 3, "rows_per_micro_batch": 3}, "group_size must be even with twins"),
         ({"twin_bonus": 0.5}, "twin_bonus needs twins"),

@@ -163,7 +163,18 @@ def test_a_kl_without_a_reference_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"clip_low": 0.0}, {"clip_high": -1.0}, {"kl_weight": -0.1}, {"off_policy_delta": 0.0}]
+    "fields",
+    [
+        {"clip_low": 0.0},
+        {"clip_low": 1.0},
+        {"clip_low": math.nan},
+        {"clip_high": 0.0},
+        {"clip_high": math.nan},
+        {"kl_weight": -0.1},
+        {"kl_weight": math.nan},
+        {"off_policy_delta": 0.0},
+        {"off_policy_delta": math.nan},
+    ],
 )
 def test_a_setting_out_of_range_is_named(fields: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import rl.reinforce
 import rl.train
 from policies.model.checkpoint import load_model
-from rl.config import TrainConfig
+from policies.tokenizer import build_tokenizer
+from rl.config import ModelSection, TrainConfig
 from rl.measure import read_metrics
 from rl.run import Data
 from rl.train import train
@@ -96,6 +98,36 @@ def test_a_run_that_stops_twice_goes_on_and_its_steps_are_unbroken(
     other = config.model_copy(update={"seed": 7})
     with pytest.raises(ValueError, match="seed = 0"):
         train(other, data, out)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"hiden_size": 64}, "hiden_size is no size that can be set; did you mean hidden_size?"),
+        ({"vocab_size": 64}, "vocab_size is no size that can be set"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
+        ({"hidden_size": "wide"}, "expected int, got str"),
+        ({"index_topk": 10**12}, "index_topk must be at most"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_before_anything_is_written(
+    data: Data, config: TrainConfig, tmp_path: Path, sizes: dict[str, Any], message: str
+) -> None:
+    wrong = config.model_copy(update={"model": ModelSection(sizes=sizes)})
+    with pytest.raises(ValueError, match=rf"^model\.sizes: .*{re.escape(message)}") as caught:
+        train(wrong, data, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_is_no_policy_is_refused_before_anything_is_written(
+    data: Data, config: TrainConfig, tmp_path: Path
+) -> None:
+    for fault in ("no tokenizer.json there", "no config.json there"):
+        with pytest.raises(ValueError, match=fault):
+            train(config.model_copy(update={"start": str(tmp_path / "start")}), data, tmp_path / "run")
+        build_tokenizer({"hello": 3}).save_pretrained(tmp_path / "start")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.integration
