@@ -29,6 +29,24 @@ def test_what_is_played_is_generated_and_what_is_trained_on_passes_both_ways() -
     assert spent.as_fields()["post_training_share"] == pytest.approx((220 + 180 + 60) / 600)
 
 
+def test_stages_add_up_by_what_they_were_spent_on() -> None:
+    one, other = Compute(pretraining=1, distillation=2, rl=4), Compute(pretraining=8, distillation=16, rl=32)
+    assert one + other == Compute(pretraining=9, distillation=18, rl=36)
+    assert (one + other).as_fields() == {
+        "pretraining_flops": 9,
+        "distillation_flops": 18,
+        "rl_flops": 36,
+        "rl_share": 4.0,
+        "post_training_share": 6.0,
+    }
+    assert Compute(rl=3).as_fields()["post_training_share"] is None
+
+
+def test_steps_that_a_resumed_run_wrote_out_of_order_count_once() -> None:
+    steps = [{"kind": "cold_start", "step": step, "tokens": tokens} for step, tokens in ((1, 100), (0, 40))]
+    assert compute(steps).pretraining == 6 * 7 * 100
+
+
 def test_a_run_that_starts_from_a_policy_does_no_pretraining() -> None:
     spent = compute(METRICS, from_start=True)
     assert (spent.pretraining, spent.distillation) == (0, 7 * (6 * 100 + 2 * 30))

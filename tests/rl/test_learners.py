@@ -124,7 +124,23 @@ def test_the_first_learner_alone_answers_and_once_an_order() -> None:
         with pytest.raises(RuntimeError, match="started twice"):
             await board.begin(1)
 
-    asyncio.run(exchange())
+    asyncio.run(asyncio.wait_for(exchange(), 20))
+
+
+def test_orders_and_answers_come_in_their_order() -> None:
+    async def exchange() -> None:
+        board = Board(2)
+        for number in (1, 2):
+            await board.put([f"left {number}", f"right {number}"])
+        assert [await board.take(1) for _ in range(2)] == ["right 1", "right 2"]
+        assert [await board.take(0) for _ in range(2)] == ["left 1", "left 2"]
+        for answer in ("first", "second"):
+            await board.answer(0, [answer])
+        assert [await board.answered() for _ in range(2)] == [["first"], ["second"]]
+        with pytest.raises(ValueError, match="shorter"):
+            await board.put(["one for two"])
+
+    asyncio.run(asyncio.wait_for(exchange(), 20))
 
 
 GONE = "[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:21863"
@@ -136,6 +152,10 @@ class WorkersFailed(Exception):  # noqa: N818 (as Ray Train's)
         self.worker_failures = failures
 
 
+class HealthCheckFailed(Exception):  # noqa: N818 (as Ray Train's)
+    health_check_failure = RayActorError()
+
+
 @pytest.mark.parametrize(
     ("failures", "kind", "message"),
     [
@@ -143,6 +163,11 @@ class WorkersFailed(Exception):  # noqa: N818 (as Ray Train's)
         ({0: RuntimeError(GONE)}, LearnerLostError, "a learner died"),
         ({1: ValueError("bad\nshapes differ")}, LearnerFaultError, "learner 2: ValueError: shapes differ"),
         ({0: RuntimeError(GONE), 1: KeyError("x")}, LearnerFaultError, "learner 2: KeyError"),
+        ({0: RayActorError(), 1: RayActorError()}, LearnerLostError, "learner 1 of 2 and 2 of 2 died"),
+        ({0: HealthCheckFailed()}, LearnerLostError, "learner 1 of 2 died"),
+        ({0: RuntimeError("NCCL error"), 1: RuntimeError("from gloo")}, LearnerLostError, "a learner died"),
+        ({0: RuntimeError()}, LearnerFaultError, "rl.learners: learner 1: RuntimeError:"),
+        ({}, LearnerFaultError, "rl.learners: WorkersFailed: ..."),
     ],
 )
 def test_what_ended_the_learners_is_one_line(
@@ -156,12 +181,15 @@ def test_what_ended_the_learners_is_one_line(
 
 
 class Gathering:
-    """Of an Accelerator, what `StepMeans` asks for: another learner has told the same, ten times as large."""
+    """Of an Accelerator, what `StepMeans` asks for: another learner has told the same, so often as large."""
 
     device = torch.device("cpu")
 
+    def __init__(self, times: float) -> None:
+        self._times = times
+
     def gather(self, told: torch.Tensor) -> torch.Tensor:
-        return torch.cat([told, 10 * told])
+        return torch.cat([told, self._times * told])
 
 
 def test_means_are_over_all_learners_and_by_weight() -> None:
@@ -171,5 +199,11 @@ def test_means_are_over_all_learners_and_by_weight() -> None:
     means.add(0, kl=7.0)
     means.add_largest(drift=0.5)
     means.add_largest(drift=0.25)
-    told = means.over(Gathering())  # pyright: ignore[reportArgumentType]
-    assert told == pytest.approx({"loss": (14 + 140) / (4 + 40), "kl": 0.0, "drift": 5.0})
+    means.add_largest(below=-3.0)
+    told = means.over(Gathering(10))  # pyright: ignore[reportArgumentType]
+    assert told == pytest.approx({"loss": (14 + 140) / (4 + 40), "kl": 0.0, "drift": 5.0, "below": -3.0})
+    assert list(told) == ["loss", "kl", "drift", "below"]
+    one = StepMeans()
+    one.add(1, loss=8.0)
+    for times in (0, 2):  # the other learner has no such row, or two
+        assert one.over(Gathering(times))["loss"] == 8.0  # pyright: ignore[reportArgumentType]

@@ -61,6 +61,21 @@ def test_what_ends_twice_is_refused() -> None:
     assert ledger.buckets == Counter({Bucket.TRAINED: 1})
 
 
+def test_a_copy_is_not_changed_by_what_comes_after() -> None:
+    ledger = Ledger()
+    ledger.dispatch(1)
+    ledger.dispatch(2)
+    kept = ledger.copy()
+    ledger.settle([Bucket.TRAINED] * 3)
+    assert (ledger.in_flight, kept.in_flight, kept.dispatched) == (0, 3, 3)
+
+
+def test_a_group_may_be_trained_in_part_and_each_group_has_a_signal_of_its_own() -> None:
+    played = episodes([0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    ends = ends_of_step(played, played[4:6], group_size=GROUP)
+    assert ends == [*[Bucket.NO_SIGNAL] * 4, *[Bucket.TRAINED] * 2, *[Bucket.SURPLUS] * 2]
+
+
 def test_a_checkpoints_ledger_comes_back_whole_or_not_at_all() -> None:
     ledger = Ledger()
     ledger.dispatch(5)
@@ -75,3 +90,6 @@ def test_a_checkpoints_ledger_comes_back_whole_or_not_at_all() -> None:
     for wrong in ({}, fields | {"trained": -1}, fields | {"other": 1}, fields | {"trained": "3"}):
         with pytest.raises(ValueError, match="not one of this program's"):
             Ledger.from_fields(wrong, where="step-3")
+    for name in ("dispatched", "in_flight"):
+        with pytest.raises(ValueError, match="not one of this program's"):
+            Ledger.from_fields({key: n for key, n in fields.items() if key != name}, where="step-3")

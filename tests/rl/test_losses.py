@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl.losses import (
     LossConfig,
+    Normalization,
     aggregate,
     grpo_loss,
     importance_ratio,
@@ -58,7 +59,12 @@ def test_padding_takes_no_part_in_the_loss_or_its_gradient() -> None:
     logp = torch.tensor([[0.0, 0.0, 500.0]], requires_grad=True)  # the last token is padding
     mask = torch.tensor([[True, True, False]])
     terms = grpo_loss(
-        logp, torch.zeros(1, 3), torch.tensor([1.0]), mask, LossConfig(kl_weight=0.1), torch.zeros(1, 3)
+        logp,
+        torch.zeros(1, 3),
+        torch.tensor([1.0]),
+        mask,
+        LossConfig(kl_weight=0.1),
+        torch.tensor([[0.0, 0.0, 1000.0]]),
     )
     terms.loss.backward()
     assert terms.loss.item() == pytest.approx(-1.0)
@@ -153,6 +159,48 @@ def test_plain_k3_and_a_detached_ratio_miss_the_exact_gradient(seed: int) -> Non
     value_error, gradient_error = kl_errors(with_detached_ratio, seed)
     assert value_error < 1e-12  # its value is right, which is why nobody notices
     assert gradient_error > 1e-2
+
+
+def test_what_is_watched_counts_the_policys_tokens_alone_and_has_no_gradient() -> None:
+    # ratios 2, 2, 1/2 at advantage 1, and 1/2 at advantage -1; the other two columns are not the policy's
+    logp = torch.tensor([[LN2, LN2, -LN2], [-LN2, 3.0, 3.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    terms = grpo_loss(
+        logp,
+        torch.zeros(2, 3),
+        torch.tensor([1.0, -1.0]),
+        mask,
+        LossConfig(kl_weight=0.1, kl_estimator="k3"),
+        torch.zeros(2, 3),
+    )
+    assert terms.clip_share.item() == pytest.approx(3 / 4)  # all but the 1/2 at advantage 1
+    assert terms.ratio_mean.item() == pytest.approx((2 + 2 + 0.5 + 0.5) / 4)
+    # K3 of a difference d is e^d - d - 1, where e^d is 1/2 twice and 2 twice
+    assert terms.kl.item() == pytest.approx((2 * (0.5 + LN2 - 1) + 2 * (2 - LN2 - 1)) / 4, rel=1e-5)
+    assert terms.loss.requires_grad
+    for watched in (terms.kl, terms.ratio_mean, terms.clip_share, terms.masked_share):
+        assert not watched.requires_grad
+
+
+@pytest.mark.parametrize("normalization", ["response", "token", "constant"])
+def test_a_batch_in_which_the_policy_wrote_nothing_teaches_nothing(normalization: Normalization) -> None:
+    logp = torch.zeros(2, 3, requires_grad=True)
+    nowhere = torch.zeros(2, 3, dtype=torch.bool)
+    config = LossConfig(normalization=normalization, off_policy_delta=0.5, max_tokens=4)
+    terms = grpo_loss(logp, torch.zeros(2, 3), torch.tensor([1.0, -1.0]), nowhere, config)
+    terms.loss.backward()
+    assert logp.grad is not None
+    assert not logp.grad.any()
+    watched = (terms.loss, terms.kl, terms.ratio_mean, terms.clip_share, terms.masked_share)
+    assert [value.item() for value in watched] == [0.0] * 5
+
+
+def test_the_off_policy_mask_begins_beyond_its_bound_and_below_an_advantage_of_nothing() -> None:
+    sampled = torch.tensor([[-1.0], [-1.0], [-1.0]])
+    logp = torch.tensor([[-1.5], [-1.75], [-1.75]], requires_grad=True)
+    advantage = torch.tensor([-1.0, 0.0, -1.0])
+    kept = off_policy_keep(logp, sampled, advantage, everywhere(3, 1), delta=0.5)
+    assert kept.tolist() == [True, True, False]
 
 
 def test_a_kl_without_a_reference_is_refused() -> None:
