@@ -30,7 +30,14 @@ from rl.pipeline_figures import Figures, compute_in, figures
 from rl.ray_session import ray_session
 from rl.replica_workers import replica_config, start_players
 from rl.run import Data, Run, open_log
-from rl.run_files import differences, mend_metrics, publish_directory, trim_metrics, with_defaults
+from rl.run_files import (
+    differences,
+    mend_metrics,
+    publish_directory,
+    read_record,
+    trim_metrics,
+    with_defaults,
+)
 from rl.stages import Kind
 from rl.train import copy_tokenizer, train
 from rl.trajectory import PlayableTask, transcript_line, transcript_row
@@ -56,8 +63,7 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        record = self.out / "run.json"
-        return record.exists() and bool(json.loads(record.read_text())["finished"])
+        return (self.out / "run.json").exists() and bool(read_record(self.out).get("finished"))
 
     def as_fields(self) -> dict[str, Any]:
         return {"name": self.name, "kind": str(self.kind), "domains": list(self.domains)}
@@ -239,13 +245,12 @@ def cold_start_source(config: PipelineConfig) -> Checkpoint | None:
     if config.pipeline.cold_start_from is None:
         return None
     source = Path(config.pipeline.cold_start_from)
-    record = source / "run.json"
-    if not record.exists():
+    if not (source / "run.json").exists():
         raise ValueError(
             f"pipeline.cold_start_from: {source} is no run; make it first (worldsmith demo --out {source}),"
             " or set it to null, and the pipeline does its own cold start"
         )
-    theirs = with_defaults(json.loads(record.read_text())["config"], default_fields(TrainConfig))
+    theirs = with_defaults(read_record(source)["config"], default_fields(TrainConfig))
     ours = config.model_dump(mode="json")
     changed = differences(*({name: side.get(name) for name in TAKEN_OVER} for side in (theirs, ours)))
     if changed:

@@ -1,6 +1,5 @@
 """What a pipeline came to: held-out pass rates of each group stage by stage, and the compute of it all."""
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from rl.budget import Compute, compute_of
 from rl.measure import read_metrics
+from rl.run_files import read_record
 from rl.stages import Kind
 from rl.statistics import PassRate, paired_difference, pass_rate
 
@@ -100,10 +100,9 @@ def heldout_rewards(out: Path, when: str, domains: Collection[str]) -> dict[str,
 
 def compute_in(stage: StageFolder) -> Compute:
     """What a stage has spent, by its metrics; nothing where it has not begun."""
-    record = stage.out / "run.json"
-    if not record.exists():
+    if not (stage.out / "run.json").exists():
         return Compute()
-    info = json.loads(record.read_text())
+    info = read_record(stage.out)
     return compute_of(
         read_metrics(stage.out),
         info["counts"].get("active_parameters", 0),

@@ -1,6 +1,5 @@
 """What the simulator needs to know of a machine and its episodes, as a run measured it."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rl.buffer import Limits
-from rl.config import TrainConfig
+from rl.config import parse_config
 from rl.measure import read_metrics
 from rl.rollout import LONGEST_WAIT_S
 from rl.rollouts import WHILE_S
+from rl.run_files import read_record
 from rl.simulate import Episodes, Plant
 
 COLUMNS = ["turn_tokens", "tool_seconds"]
@@ -36,7 +36,7 @@ def measured(out: Path, *, step_s: float | None = None, token_s: float | None = 
 
     Raises ValueError when the run has no steps of RL, or the engine's times are neither given nor to be had.
     """
-    config = TrainConfig.model_validate(json.loads((out / "run.json").read_text())["config"])
+    config = parse_config(read_record(out)["config"], where=str(out / "run.json"))
     steps = [m for m in read_metrics(out) if m["kind"] == "rl"]
     if len(steps) < 2:
         raise ValueError(f"{out}: it has {len(steps)} steps of RL; a simulation is measured on at least two")

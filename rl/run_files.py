@@ -19,7 +19,9 @@ RUN_VERSION = 1
 
 
 def locked(directory: Path) -> AbstractContextManager[None]:
-    """Holds the directory for this process. Raises ValueError when another one does."""
+    """Holds the directory for this process. Raises ValueError when another one does, or it is a file."""
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory}: is a file; give a directory")
     busy = f"{directory}: another run works there; wait for it or choose another --out"
     return lock_file(directory / ".lock", busy)
 
@@ -45,7 +47,7 @@ class RunLog:
         self._path = directory / "run.json"
         self._stage_started = 0.0
         if self._path.exists():
-            self.record: dict[str, Any] = json.loads(self._path.read_text())
+            self.record: dict[str, Any] = read_record(directory)
             _check_config(self._path, with_defaults(self.record["config"], defaults or {}), config)
             self.record["finished"] = None
             self.record["resumed"] = [*self.record.get("resumed", []), _now()]
@@ -102,6 +104,23 @@ class RunLog:
     def finish(self) -> None:
         self.record["finished"] = _now()
         self.save()
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What stands in a run's `run.json`. Raises ValueError where that is not what a run writes, OSError where
+    there is none.
+    """
+    path = directory / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict):
+        record = {"counts": {}, "stage_log": [], "notes": []} | record
+        kinds = {"config": dict, "counts": dict, "stage_log": list, "notes": list}
+        if all(isinstance(record.get(name), kind) for name, kind in kinds.items()):
+            return record
+    raise ValueError(f"{path}: damaged, not the record of a run; restore it or take another directory")
 
 
 def mend_metrics(directory: Path) -> None:

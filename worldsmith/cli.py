@@ -125,6 +125,9 @@ REMEDIES = {
     errno.EROFS: "give a path on a file system that can be written",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.EEXIST: "check the path",
+    errno.ENAMETOOLONG: "give a shorter path",
 }
 
 

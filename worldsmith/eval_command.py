@@ -25,7 +25,7 @@ from envs.sandbox.choose import TIERS
 from envs.sandbox.requirements import IN_PROCESS
 from rl.endpoint import PREFIX, play_endpoint
 from rl.evaluate import Row, play_scripted, requests_for, summarize
-from rl.run_files import RunLog, locked
+from rl.run_files import RunLog, locked, read_record
 from rl.trajectory import PlayableTask, scripted_line
 from worldsmith.arguments import CommandParser, did_you_mean
 from worldsmith.code_evaluation import Evaluation, code_evaluation, endpoint_config
@@ -59,7 +59,9 @@ def main(argv: list[str]) -> int:
     _check_policy(args.policy)
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
-    for name in ("workers", "at_once", "max_tokens"):
+    if not 0 <= args.temperature < float("inf"):
+        raise ValueError(f"--temperature must be finite and at least 0, got {args.temperature:g}")
+    for name in ("workers", "at_once", "max_tokens", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -102,7 +104,10 @@ def main(argv: list[str]) -> int:
 
 def _general_evaluation(args: argparse.Namespace) -> Evaluation:
     tasks = playable_tasks(args.tasks, limit=args.limit)
-    play = _play_scripted if args.policy in (*SCRIPTED, *GRADED) else _play_served
+    scripted = args.policy in (*SCRIPTED, *GRADED)
+    if not scripted and not args.policy.startswith(PREFIX):
+        _check_directory(args.policy)
+    play = _play_scripted if scripted else _play_served
     if args.policy.startswith(PREFIX):
         play = _play_endpoint
     return Evaluation(
@@ -114,7 +119,7 @@ def _general_evaluation(args: argparse.Namespace) -> Evaluation:
 
 
 def _unfinished(out: Path) -> bool:
-    return json.loads((out / "run.json").read_text()).get("finished") is None
+    return read_record(out).get("finished") is None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,6 +175,21 @@ def _check_policy(policy: str) -> None:
     if kind not in ("local", "vllm", "openai") or not colon:
         hint = did_you_mean(policy, [*SCRIPTED, *GRADED, *SERVED])
         raise ValueError(f"--policy: no policy {policy!r}{hint}; there are {', '.join([*SCRIPTED, *SERVED])}")
+
+
+def _check_directory(policy: str) -> None:
+    """Raises ValueError, before anything is written, where there is no policy of that kind."""
+    from policies.model.config import read_config
+    from policies.tokenizer import load_tokenizer
+    from rl.replica_workers import check_served
+    from rl.rollout_worker import ReplicaConfig
+
+    kind, _, directory = policy.partition(":")
+    if kind == "local":
+        load_tokenizer(Path(directory))
+        read_config(Path(directory))
+    else:
+        check_served(ReplicaConfig(policy=directory, slots=1, max_length=1024))
 
 
 def _play_scripted(

@@ -85,7 +85,10 @@ def model_of(run: Path, version: int) -> Any:
 
 
 def temperature_of(run: Path) -> float:
-    config = json.loads((run / "run.json").read_text())["config"]
+    from rl.config import TrainConfig, default_fields
+    from rl.run_files import read_record, with_defaults
+
+    config = with_defaults(read_record(run)["config"], default_fields(TrainConfig))
     return float(config["rollout"]["temperature"])
 
 

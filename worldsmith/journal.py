@@ -13,7 +13,7 @@ from rl.trajectory import scripted_line
 
 
 class Journal:
-    """`known`: the rows and the lines to read of an earlier start, a line that a kill cut short left out."""
+    """`known`: the rows and the lines to read of an earlier start, up to one that is cut short or damaged."""
 
     def __init__(self, path: Path) -> None:
         self.known: list[tuple[Row, str]] = []
@@ -21,11 +21,13 @@ class Journal:
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             try:
                 entry = json.loads(line)
-            except ValueError:
+                row, read = dict(entry["row"]), str(entry["line"])
+                self.ended(row)
+            except (ValueError, TypeError, KeyError):
                 break
             if not line.endswith(b"\n"):
                 break
-            self.known.append((entry["row"], entry["line"]))
+            self.known.append((row, read))
             kept += line
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
@@ -34,7 +36,11 @@ class Journal:
     @property
     def done(self) -> set[tuple[str, int]]:
         """(task id, sample) of each."""
-        return {(row["task_id"], row["sample"]) for row, _ in self.known}
+        return {self.ended(row) for row, _ in self.known}
+
+    @staticmethod
+    def ended(row: Row) -> tuple[str, int]:
+        return row["task_id"], row["sample"]
 
     def add(self, row: Row, line: str) -> None:
         self._file.write(json.dumps({"row": row, "line": line}).encode() + b"\n")
