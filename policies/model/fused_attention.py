@@ -1,0 +1,80 @@
+"""torch's fused attention on a CPU: products and softmax of a block in one visit, and no probabilities kept.
+
+It shares a block out among threads once, not once an operation. What it cannot do is what the indexer's loss
+needs: show the probabilities.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+DROPPED = 1e30
+"""What hides a key is less by so much: its exponential is exactly 0."""
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of the last R of S places: [B, H, R, V], and what `pull_back` needs besides, [B, H, R].
+
+    Args:
+        q: [B, H, R, D].
+        k: [B, H, S, D].
+        v: [B, H, S, V].
+        chosen: [B, R, S] bool, the keys to attend to; None: all earlier ones.
+    """
+    q, k, v, width = *_same_width(q, k, v), v.shape[-1]
+    mask = _mask(q, k, chosen)
+    mixed, norms = _forward(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
+    return mixed[..., :width], norms
+
+
+def pull_back(
+    d_mixed: Tensor,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    given: tuple[Tensor, Tensor],
+    chosen: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values.
+
+    Args:
+        tensors: q, k, v as `attend` had them.
+        given: what it gave.
+    """
+    widths = [tensor.shape[-1] for tensor in tensors]
+    q, k, v = _same_width(*tensors)
+    mixed, norms = given
+    d_mixed, mixed = (functional.pad(x, (0, q.shape[-1] - x.shape[-1])) for x in (d_mixed, mixed))
+    mask = _mask(q, k, chosen)
+    grads = _backward(d_mixed, q, k, v, mixed, norms, 0.0, False, attn_mask=mask, scale=scale)
+    d_q, d_k, d_v = (grad[..., :width] for grad, width in zip(grads, widths, strict=True))
+    return d_q, d_k, d_v
+
+
+def _same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros added to the narrower change no product; the kernel knows one width."""
+    missing = q.shape[-1] - v.shape[-1]
+    if missing > 0:
+        return q, k, functional.pad(v, (0, missing))
+    if missing < 0:
+        return functional.pad(q, (0, -missing)), functional.pad(k, (0, -missing)), v
+    return q, k, v
+
+
+def _mask(q: Tensor, k: Tensor, chosen: Tensor | None) -> Tensor:
+    """To add to the products: [B, 1, R, S] or [R, S]."""
+    if chosen is not None:
+        return chosen.to(q.dtype).sub_(1.0).mul_(DROPPED)[:, None]
+    rows, keys = q.shape[2], k.shape[2]
+    mask = q.new_zeros(rows, keys)
+    mask[:, keys - rows :] = _later(rows, q.dtype)
+    return mask
+
+
+@functools.lru_cache(maxsize=8)
+def _later(size: int, dtype: torch.dtype) -> Tensor:
+    """[R, R]: what hides a block's own keys that come after the query."""
+    return torch.full((size, size), -DROPPED, dtype=dtype).triu(1)
