@@ -134,28 +134,20 @@ def select_topk(scores: Tensor, k: int) -> Tensor:
 
     Entries of -inf are never chosen, so a row with fewer than k others keeps all of those.
     """
-    return _choose(scores, k)[0]
-
-
-def _choose(scores: Tensor, k: int) -> tuple[Tensor, bool]:
-    """The same, and whether it is known that every row has exactly k."""
     if scores.shape[-1] <= k:
-        return scores > NEVER, False
-    # The k-th best; in a row with fewer than k entries the lowest number, which all of them reach.
+        return scores > NEVER
     threshold = _kth_best(scores, k)
     full = scores.device.type == "cpu" and bool((threshold > NEVER).all())
+    # In a row with fewer than k entries the lowest number, which all of them reach.
     threshold.clamp_(min=torch.finfo(scores.dtype).min)
     chosen = scores >= threshold
     # At least k reach it in each of full rows. One count of all is far quicker than one a row.
     if full and np.count_nonzero(chosen.numpy()) == threshold.numel() * k:
-        return chosen, True
-    if full and threshold.numel() <= FEW_ROWS:
-        _drop_last_ties(scores, threshold, chosen, k)
-        return chosen, True
+        return chosen
     surplus = chosen.view(torch.int8).sum(-1, dtype=torch.int32) > k
     if surplus.any():
         chosen[surplus] = _first_ties(scores[surplus], threshold[surplus], k)
-    return chosen, False
+    return chosen
 
 
 def select_topk_indices(scores: Tensor, k: int) -> Tensor:
@@ -164,16 +156,33 @@ def select_topk_indices(scores: Tensor, k: int) -> Tensor:
     In a row with fewer than k entries above -inf the rest point at entries of -inf, for the caller to mask.
     """
     k = min(k, scores.shape[-1])
-    chosen, exact = _choose(scores, k)
-    if not exact:
-        missing = k - chosen.view(torch.int8).sum(-1, dtype=torch.int32)
-        if missing.any():
-            unused = ~chosen
-            chosen |= unused & (unused.cumsum(-1, dtype=torch.int32) <= missing[:, None])
-    if chosen.device.type == "cpu":
-        places = torch.from_numpy(np.flatnonzero(chosen.numpy())).view(-1, k)
-        return places - torch.arange(0, chosen.numel(), chosen.shape[1])[:, None]
+    if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        return _places(scores, k)
+    chosen = select_topk(scores, k)
+    missing = k - chosen.sum(-1, dtype=torch.int32)
+    unused = ~chosen
+    chosen |= unused & (unused.cumsum(-1, dtype=torch.int32) <= missing[:, None])
     return chosen.nonzero()[:, 1].view(-1, k)
+
+
+def _places(scores: Tensor, k: int) -> Tensor:
+    """`select_topk_indices` in NumPy, whose operations on the few numbers of a decoding step take a third of
+    torch's time. Entries of -inf are like any other: the first of them fill a row.
+    """
+    values = scores.numpy()
+    threshold = _kth_best(scores, k).numpy()
+    chosen = values >= threshold
+    if np.count_nonzero(chosen) != k * len(values):
+        tied = np.flatnonzero(np.count_nonzero(chosen, axis=1) > k)
+        if len(tied) <= FEW_ROWS:
+            _drop_last_ties(values, threshold, chosen, tied, k)
+        else:
+            above, equal = values[tied] > threshold[tied], values[tied] == threshold[tied]
+            room = k - np.count_nonzero(above, axis=1)
+            chosen[tied] = above | (equal & (equal.cumsum(axis=1, dtype=np.int32) <= room[:, None]))
+    places = np.flatnonzero(chosen).reshape(-1, k)
+    places -= np.arange(0, chosen.size, chosen.shape[1])[:, None]
+    return torch.from_numpy(places)
 
 
 def _kth_best(scores: Tensor, k: int) -> Tensor:
@@ -206,17 +215,16 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def _drop_last_ties(scores: Tensor, threshold: Tensor, chosen: Tensor, k: int) -> None:
-    """In rows of which at least k reach the threshold: the latest of those that equal it and are too many.
+def _drop_last_ties(
+    values: np.ndarray, threshold: np.ndarray, chosen: np.ndarray, rows: np.ndarray, k: int
+) -> None:
+    """In these rows: the latest of those that equal the threshold and are too many.
 
-    Row by row in NumPy, which for a few long rows takes a tenth of the time of `_first_ties`.
+    Row by row, which for a few long rows takes a tenth of the time of a running count.
     """
-    width = scores.shape[-1]
-    values, kept = scores.numpy().reshape(-1, width), chosen.numpy().reshape(-1, width)
-    for row, place in zip(range(len(values)), threshold.flatten().tolist(), strict=True):
-        surplus = np.count_nonzero(kept[row]) - k
-        if surplus > 0:
-            kept[row, np.flatnonzero(values[row] == place)[-surplus:]] = False
+    for row in rows.tolist():
+        surplus = np.count_nonzero(chosen[row]) - k
+        chosen[row, np.flatnonzero(values[row] == threshold[row])[-surplus:]] = False
 
 
 def _first_ties(scores: Tensor, threshold: Tensor, k: int) -> Tensor:
