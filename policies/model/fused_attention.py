@@ -69,12 +69,11 @@ def _mask(q: Tensor, k: Tensor, chosen: Tensor | None) -> Tensor:
     if chosen is not None:
         return chosen.to(q.dtype).sub_(1.0).mul_(DROPPED)[:, None]
     rows, keys = q.shape[2], k.shape[2]
-    mask = q.new_zeros(rows, keys)
-    mask[:, keys - rows :] = _later(rows, q.dtype)
-    return mask
+    width = 1 << (keys - 1).bit_length()
+    return _earlier(rows, width, q.dtype)[:, width - keys :]
 
 
-@functools.lru_cache(maxsize=8)
-def _later(size: int, dtype: torch.dtype) -> Tensor:
-    """[R, R]: what hides a block's own keys that come after the query."""
-    return torch.full((size, size), -DROPPED, dtype=dtype).triu(1)
+@functools.lru_cache(maxsize=32)
+def _earlier(rows: int, keys: int, dtype: torch.dtype) -> Tensor:
+    """[R, S] for R queries at the last of S places; its last columns serve fewer places."""
+    return torch.full((rows, keys), -DROPPED, dtype=dtype).triu_(1 + keys - rows)
