@@ -81,7 +81,8 @@ def test_a_stage_that_is_finished_is_said_to_be_done(
 ) -> None:
     out = tmp_path / "run"
     (out / "cold-start").mkdir(parents=True)
-    (out / "cold-start" / "run.json").write_text(json.dumps({"finished": "2026-01-05T10:13:20+00:00"}))
+    record = {"command": "train", "config": {}, "finished": "2026-01-05T10:13:20+00:00"}
+    (out / "cold-start" / "run.json").write_text(json.dumps(record))
     assert plan(corpora, out) == 0  # the run that it was taken over from may be gone by now
     lines = capsys.readouterr().out.splitlines()
     assert [line.endswith("; done") for line in lines[:3]] == [True, False, False]
@@ -93,7 +94,7 @@ def test_a_stage_that_is_finished_is_said_to_be_done(
         ("pipeline.cold_start_from=nowhere", "nowhere is no run; make it first"),
         ("pipeline.groups={trip: [trip]}", "domain 'retail' of"),
         ("pipeline.groups={all: [trip, retail, clinic]}", "no task of domain 'clinic'"),
-        ("rl.levels=[3]", "no task of domain"),
+        ("rl.levels=[3]", "no task of level 3"),
         ("rl.learners=3", "rl: learners (3) must divide groups_trained (16): each has whole groups"),
         ("pipeline.specialists.step=3", "did you mean steps?"),
     ],
