@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from benchmarks.selector_exams import examine, macs, sum_up
 from benchmarks.selector_report import plot, table
 from benchmarks.selector_tasks import Retrieval, Task, Text
+from benchmarks.settings import check_settings
 from envs.files import write_whole
 from policies.model.checkpoint import load_model, save_model
 from policies.model.config import ModelConfig, tiny_config
@@ -324,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     recipes = {name: quick(RECIPES[name]) if args.quick else RECIPES[name] for name in args.tasks}
+    for name, recipe in recipes.items():
+        check_settings(args.out / f"{name}-recipe.json", asdict(recipe))
     with Progress("selectors", total=None) as progress:
         tasks = {name: make_task(name) for name in args.tasks}
         studies = [

@@ -34,6 +34,7 @@ from benchmarks.mismatch import (
     laid_out,
     policy_gradient,
 )
+from benchmarks.settings import check_settings
 from benchmarks.stabiliser_tables import plot, tables
 from benchmarks.stale_training import Start, curve, read_start, replica, train_stale
 from envs.files import write_whole
@@ -47,7 +48,6 @@ from rl.evaluate import requests_for
 from rl.losses import LossConfig
 from rl.observer import Silent
 from rl.rollout_worker import InProcess
-from rl.run_files import differences, with_defaults
 from rl.trajectory import PlayableTask, Trajectory
 from worldsmith.corpora import playable_tasks
 from worldsmith.progress import Progress
@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     bench = None
     for name, measure in parts.items():
         if args.only in (None, name):
-            check_settings(args.out / f"{name}-settings.json", asdict(settings))
+            check_settings(args.out / f"{name}-settings.json", asdict(settings), asdict(Settings()))
             bench = bench or make_bench(settings, args.run, args.out)
             measure(bench)
     mismatch_path = args.out / "mismatch.json"
@@ -333,14 +333,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def settled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def check_settings(path: Path, told: dict[str, Any]) -> None:
-    """Raises SystemExit where OUT has figures of other settings; those that it does not name are default."""
-    text = json.dumps(told, indent=1)
-    if path.exists() and differences(with_defaults(json.loads(path.read_text()), asdict(Settings())), told):
-        raise SystemExit(f"{path}: it has figures of other settings; choose another --out")
-    write_whole(path, text.encode())
 
 
 def make_bench(settings: Settings, run: Path, out: Path) -> Bench:

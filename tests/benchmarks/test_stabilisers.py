@@ -19,6 +19,7 @@ from benchmarks.mismatch import (
     laid_out,
     policy_gradient,
 )
+from benchmarks.settings import check_settings
 from benchmarks.stabiliser_tables import curve_table
 from benchmarks.stale_training import StaleWorker, changed, read_start, replica
 from policies.engine import Sampling
@@ -225,8 +226,8 @@ def test_settings_that_there_were_not_yet_count_as_their_defaults(tmp_path: Path
     path, settings = tmp_path / "settings.json", asdict(stabilisers.Settings())
     path.write_text(json.dumps({name: value for name, value in settings.items() if name != "lag"}))
     with pytest.raises(SystemExit, match="figures of other settings"):
-        stabilisers.check_settings(path, settings | {"lag": 5})
-    stabilisers.check_settings(path, settings)
+        check_settings(path, settings | {"lag": 5}, settings)
+    check_settings(path, settings, settings)
 
 
 def test_the_table_of_curves_compares_each_seed_with_its_own() -> None:

@@ -211,6 +211,8 @@ def test_a_study_is_taken_up_where_it_stopped(tmp_path: Path, capsys: pytest.Cap
     assert model.stat().st_mtime_ns == before
     results = json.loads(capsys.readouterr().out.splitlines()[-1])["results"]
     assert len(results) == 12
+    with pytest.raises(SystemExit, match="figures of other settings"):  # not --quick: another recipe
+        main([argument for argument in arguments if argument != "--quick"])
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     for task in ("retrieval", "text"):  # one alone has a picture, too
         plot([result for result in results if result["task"] == task], tmp_path / f"{task}.svg")

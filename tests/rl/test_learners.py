@@ -152,7 +152,7 @@ class WorkersFailed(Exception):  # noqa: N818 (as Ray Train's)
         self.worker_failures = failures
 
 
-class HealthCheckFailed(Exception):  # noqa: N818 (as Ray Train's)
+class SilentWorkerError(Exception):
     health_check_failure = RayActorError()
 
 
@@ -164,7 +164,7 @@ class HealthCheckFailed(Exception):  # noqa: N818 (as Ray Train's)
         ({1: ValueError("bad\nshapes differ")}, LearnerFaultError, "learner 2: ValueError: shapes differ"),
         ({0: RuntimeError(GONE), 1: KeyError("x")}, LearnerFaultError, "learner 2: KeyError"),
         ({0: RayActorError(), 1: RayActorError()}, LearnerLostError, "learner 1 of 2 and 2 of 2 died"),
-        ({0: HealthCheckFailed()}, LearnerLostError, "learner 1 of 2 died"),
+        ({0: SilentWorkerError()}, LearnerLostError, "learner 1 of 2 died"),
         ({0: RuntimeError("NCCL error"), 1: RuntimeError("from gloo")}, LearnerLostError, "a learner died"),
         ({0: RuntimeError()}, LearnerFaultError, "rl.learners: learner 1: RuntimeError:"),
         ({}, LearnerFaultError, "rl.learners: WorkersFailed: ..."),
