@@ -275,7 +275,7 @@ SHELL_START = "mkdir -p bin .config; for f in .bashrc .profile .bash_profile .ba
     " for f in python3 sh timeout env cat; do printf '#!/bin/sh\\nexit 0\\n' > bin/$f; chmod +x bin/$f; done;" \
     " echo /work/evil.so > ld.so.preload; touch evil.so; export PATH=/work/bin:$PATH LD_PRELOAD=/work/evil.so"  # fmt: skip
 LATER = (
-    "setsid nohup sh -c 'while :; do cp -f .grader/reference/stats.py stats.py; sleep 0.01; done'"
+    "setsid nohup sh -c 'sleep 0.3; while :; do cp -f .grader/reference/stats.py stats.py; sleep 0.01; done'"
     " >/dev/null 2>&1 & (setsid sh -c 'sleep 1; echo forged > stats.py' &) ; true"
 )
 REWARDS = "mkdir -p /tmp/logs/verifier; for f in reward.txt reward.json /tmp/logs/verifier/reward.txt" \
