@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import DeepseekV32Config, DeepseekV32ForCausalLM
 
 from benchmarks.vllm_peer import VllmPeer, dense_logps
@@ -97,15 +97,8 @@ def matrix_limit(dtype: torch.dtype, clock: Clock) -> float:
 
 
 def products_of(run: Callable[[], None]) -> int:
-    """FLOPs of the matrix products that it takes, those in fused attention among them."""
-    aten = torch.ops.aten
-    fused = {
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda out, q, k, v, *_, **__: (
-            sdpa_backward_flop_count(out, q, k, v)
-        ),
-    }
-    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
+    """FLOPs of the matrix products that it takes."""
+    with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 

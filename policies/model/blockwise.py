@@ -2,9 +2,9 @@
 
 Plain autograd would walk several [B, H, T, T] tensors from memory. Here a block of query rows, small enough
 for the cache, goes from index scores to selection, attention and loss in one visit; keys after the block are
-never touched, and rows that see no more than k tokens skip the indexer. Where probabilities are not needed
-for themselves torch's fused attention does the products. The selection has no gradient; the indexer's is
-known as soon as its loss is, so the forward pass computes it and the backward pass scales it.
+never touched, and rows that see no more than k tokens skip the indexer. Without gradients torch's fused
+attention does the products. The selection has no gradient; the indexer's is known as soon as its loss is, so
+the forward pass computes it and the backward pass scales it.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.model.fused_attention import DROPPED, attend, pull_back
+from policies.model.fused_attention import DROPPED, attend
 from policies.model.hashing import bucket_codes, bucket_votes, planes
 from policies.model.indexer import sum_heads
 from policies.model.selectors import NEVER, Selection, select_topk
@@ -79,16 +79,6 @@ class _Block:
     num_rows: int
     chosen: Tensor | None = field(default=None)
     probs: Tensor | None = field(default=None)
-    norms: Tensor | None = field(default=None)
-    """Of fused attention: [b, H, R]."""
-
-    def of_rows(self, *tensors: Tensor) -> list[Tensor]:
-        """The block's part of queries, outputs, [B, H, T, X]."""
-        return [tensor[self.rows, :, self.first : self.last] for tensor in tensors]
-
-    def of_keys(self, *tensors: Tensor) -> list[Tensor]:
-        """The part of keys, values, [B, H, T, X], that it sees."""
-        return [tensor[self.rows, :, : self.last] for tensor in tensors]
 
 
 def _blocks(num_heads: int, lengths: list[int], floats: int) -> Iterator[_Block]:
@@ -113,36 +103,40 @@ class _BlockAttention(torch.autograd.Function):
         if plan.indexer_loss != "none" and any(ctx.needs_input_grad[4:]):
             d_queries, d_keys, d_weights = (torch.zeros_like(part) for part in tensors[3:])
             gradient = IndexParts(queries=d_queries, keys=d_keys, weights=d_weights)
-        fuse = _may_fuse(q, plan, training=any(ctx.needs_input_grad[1:4]))
-        if not fuse:
-            q, k, v = (x.contiguous() for x in (q, k, v))
-        out = v.new_zeros(num_rows, length, heads, v.shape[-1]).transpose(1, 2)
+        out = v.new_zeros(num_rows, heads, length, v.shape[-1])
         total = q.new_zeros(())
-        keep = any(ctx.needs_input_grad[1:4]) and num_rows * heads * length * length // 2 <= KEPT_FLOATS
+        trained = any(ctx.needs_input_grad[1:4])
+        # Fused attention would compute its probabilities again in a backward pass: no time is gained.
+        fuse = not trained and plan.indexer_loss == "none" and q.device.type == "cpu"
+        floats = FUSED_FLOATS if fuse and plan.lengths is None else BLOCK_FLOATS
+        keep = trained and num_rows * heads * length * length // 2 <= KEPT_FLOATS
         blocks = []
         record = _empty_record(plan, q) if plan.record else None
-        floats = FUSED_FLOATS if fuse and plan.lengths is None else BLOCK_FLOATS
         for block in _blocks(heads, plan.lengths or [length] * num_rows, floats):
             view = _View(block, (q, k), index, plan)
             block.chosen = _choose(view, plan)
-            blocks.append(block)
             if record is not None:
                 _record(block, record)
-            keys, mixed = block.of_keys(k, v), block.of_rows(out)
             if fuse:
-                given, block.norms = attend(block.of_rows(q)[0], keys[0], keys[1], block.chosen, plan.scale)
-                mixed[0].copy_(given)
+                rows, seen = slice(block.first, block.last), slice(0, block.last)
+                keys, values = k[block.rows, :, seen], v[block.rows, :, seen]
+                out[block.rows, :, rows] = attend(
+                    q[block.rows, :, rows], keys, values, block.chosen, plan.scale
+                )
                 continue
             probs = _softmax(block, _logits(block, q, k, plan), block.chosen)
-            mixed[0].copy_(probs @ keys[1])
+            torch.matmul(
+                probs, v[block.rows, :, : block.last], out=out[block.rows, :, block.first : block.last]
+            )
             if plan.indexer_loss != "none":
                 chosen, target = block.chosen, probs
                 if plan.indexer_loss == "dense" and chosen is not None:
                     chosen, target = None, _softmax(block, _logits(block, q, k, plan), None)
                 total += _indexer_loss(view, target, chosen, gradient)
             block.probs = probs if keep else None
+            blocks.append(block)
         ctx.plan, ctx.blocks, ctx.gradient = plan, blocks, gradient
-        ctx.save_for_backward(q, k, v, out if fuse else None)
+        ctx.save_for_backward(q, k, v)
         ctx.set_materialize_grads(False)
         if record is not None:
             ctx.mark_non_differentiable(record)
@@ -159,61 +153,27 @@ class _BlockAttention(torch.autograd.Function):
             d_index = tuple(part * d_total for part in parts)
         if d_out is None:
             return None, None, None, None, *d_index
-        saved = ctx.saved_tensors
-        back = _backward if saved[3] is None else _fused_backward
-        d_qkv = back(ctx.plan, ctx.blocks, d_out, *saved)
-        return None, *d_qkv, *d_index
-
-
-def _may_fuse(q: Tensor, plan: AttentionPlan, *, training: bool) -> bool:
-    """Fused attention computes probabilities again in the backward pass: one thread loses by it, two gain."""
-    quicker = not training or torch.get_num_threads() > 1
-    return q.device.type == "cpu" and plan.indexer_loss == "none" and quicker
-
-
-def _fused_backward(
-    plan: AttentionPlan, blocks: list[_Block], d_out: Tensor, *saved: Tensor
-) -> tuple[Tensor, ...]:
-    q, k, v, out = saved
-    empty = torch.empty_like if plan.lengths is None else torch.zeros_like
-    d_q, d_k, d_v = (empty(x) for x in (q, k, v))
-    latest = None
-    for block in reversed(blocks):  # a sequence's last block sees all its keys
-        assert block.norms is not None
-        d_mixed, queries, mixed = block.of_rows(d_out, q, out)
-        keys, values = block.of_keys(k, v)
-        grads = pull_back(d_mixed, (queries, keys, values), (mixed, block.norms), block.chosen, plan.scale)
-        block.of_rows(d_q)[0].copy_(grads[0])
-        for total, part in zip(block.of_keys(d_k, d_v), grads[1:], strict=True):
-            if block.rows == latest:
-                total += part
-            else:
-                total.copy_(part)
-        latest = block.rows
-    return d_q, d_k, d_v
-
-
-def _backward(plan: AttentionPlan, blocks: list[_Block], d_out: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-    q, k, v = saved[:3]
-    # Gradients of keys and values are summed transposed: otherwise their products run half as fast.
-    d_q, d_kt, d_vt = torch.zeros_like(q), _transposed_zeros(k), _transposed_zeros(v)
-    for block in blocks:
-        rows, seen = slice(block.first, block.last), slice(0, block.last)
-        queries, d_mixed = q[block.rows, :, rows].flatten(0, 1), d_out[block.rows, :, rows].flatten(0, 1)
-        probs = block.probs
-        if probs is None:
-            probs = _softmax(block, _logits(block, q, k, plan), block.chosen)
-        probs = probs.flatten(0, 1)
-        d_probs = torch.bmm(d_mixed, v[block.rows, :, seen].flatten(0, 1).transpose(1, 2))
-        d_vt[block.rows, ..., seen].flatten(0, 1).baddbmm_(d_mixed.transpose(1, 2), probs)
-        d_logits = torch.ops.aten._softmax_backward_data(d_probs, probs, -1, probs.dtype)
-        d_kt[block.rows, ..., seen].flatten(0, 1).baddbmm_(
-            queries.transpose(1, 2), d_logits, alpha=plan.scale
-        )
-        keys = k[block.rows, :, seen].flatten(0, 1)
-        d_queries = torch.baddbmm(q.new_empty(()), d_logits, keys, beta=0, alpha=plan.scale)
-        d_q[block.rows, :, rows] = d_queries.view_as(q[block.rows, :, rows])
-    return d_q, d_kt.transpose(2, 3), d_vt.transpose(2, 3)
+        q, k, v = ctx.saved_tensors
+        plan: AttentionPlan = ctx.plan
+        # Gradients of keys and values are summed transposed: otherwise their products run half as fast.
+        d_q, d_kt, d_vt = torch.zeros_like(q), _transposed_zeros(k), _transposed_zeros(v)
+        for block in ctx.blocks:
+            rows, seen = slice(block.first, block.last), slice(0, block.last)
+            queries, d_mixed = q[block.rows, :, rows].flatten(0, 1), d_out[block.rows, :, rows].flatten(0, 1)
+            probs = block.probs
+            if probs is None:
+                probs = _softmax(block, _logits(block, q, k, plan), block.chosen)
+            probs = probs.flatten(0, 1)
+            d_probs = torch.bmm(d_mixed, v[block.rows, :, seen].flatten(0, 1).transpose(1, 2))
+            d_vt[block.rows, ..., seen].flatten(0, 1).baddbmm_(d_mixed.transpose(1, 2), probs)
+            d_logits = torch.ops.aten._softmax_backward_data(d_probs, probs, -1, probs.dtype)
+            d_kt[block.rows, ..., seen].flatten(0, 1).baddbmm_(
+                queries.transpose(1, 2), d_logits, alpha=plan.scale
+            )
+            keys = k[block.rows, :, seen].flatten(0, 1)
+            d_queries = torch.baddbmm(q.new_empty(()), d_logits, keys, beta=0, alpha=plan.scale)
+            d_q[block.rows, :, rows] = d_queries.view_as(q[block.rows, :, rows])
+        return None, d_q, d_kt.transpose(2, 3), d_vt.transpose(2, 3), *d_index
 
 
 def _transposed_zeros(x: Tensor) -> Tensor:

@@ -12,12 +12,10 @@ from torch.nn import functional
 
 DROPPED = 1e30
 """What hides a key is less by so much: its exponential is exactly 0."""
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of the last R of S places: [B, H, R, V], and what `pull_back` needs besides, [B, H, R].
+def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor | None, scale: float) -> Tensor:
+    """Attention of the last R of S places: [B, H, R, V].
 
     Args:
         q: [B, H, R, D].
@@ -27,31 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor | None, scale: float)
     """
     q, k, v, width = *_same_width(q, k, v), v.shape[-1]
     mask = _mask(q, k, chosen)
-    mixed, norms = _forward(q, k, v, 0.0, False, attn_mask=mask, scale=scale)
-    return mixed[..., :width], norms
-
-
-def pull_back(
-    d_mixed: Tensor,
-    tensors: tuple[Tensor, Tensor, Tensor],
-    given: tuple[Tensor, Tensor],
-    chosen: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values.
-
-    Args:
-        tensors: q, k, v as `attend` had them.
-        given: what it gave.
-    """
-    widths = [tensor.shape[-1] for tensor in tensors]
-    q, k, v = _same_width(*tensors)
-    mixed, norms = given
-    d_mixed, mixed = (functional.pad(x, (0, q.shape[-1] - x.shape[-1])) for x in (d_mixed, mixed))
-    mask = _mask(q, k, chosen)
-    grads = _backward(d_mixed, q, k, v, mixed, norms, 0.0, False, attn_mask=mask, scale=scale)
-    d_q, d_k, d_v = (grad[..., :width] for grad, width in zip(grads, widths, strict=True))
-    return d_q, d_k, d_v
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :width]
 
 
 def _same_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

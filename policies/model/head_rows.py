@@ -45,15 +45,15 @@ class _HeadRows(torch.autograd.Function):
         dtype = torch.promote_types(q.dtype, torch.float32)
         nope = shape.nope
         q_rows, kv_rows, k_rope_rows = (_padded(x, batch) for x in (q, kv, k_rope))
-        rows = (batch.num_rows, batch.length, shape.num_heads)
-        queries = q.new_empty(*rows, nope + shape.rope, dtype=dtype).transpose(1, 2)
+        rows = (batch.num_rows, shape.num_heads, batch.length)
+        queries = q.new_empty(*rows, nope + shape.rope, dtype=dtype)
         queries.copy_(q_rows.unflatten(-1, (shape.num_heads, -1)).transpose(1, 2))
         _turn(queries[..., nope:], turns)
         heads = kv_rows.unflatten(-1, (shape.num_heads, -1)).transpose(1, 2)
         keys = torch.empty_like(queries)
         keys[..., :nope].copy_(heads[..., :nope])
         keys[..., nope:].copy_(_turn(k_rope_rows.to(dtype, copy=True), turns)[:, None])
-        values = q.new_empty(*rows, shape.value, dtype=dtype).transpose(1, 2)
+        values = q.new_empty(*rows, shape.value, dtype=dtype)
         values.copy_(heads[..., nope:])
         return queries, keys, values
 

@@ -70,8 +70,7 @@ def trained(*, indexer_every: int, indexer_scale: float = 1.0) -> dict[str, torc
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def test_the_indexers_lessons_do_not_shrink_the_models_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # no fused attention: both add up alike
+def test_the_indexers_lessons_do_not_shrink_the_models_steps() -> None:
     alone, beside = trained(indexer_every=0, indexer_scale=1e4), trained(indexer_every=1, indexer_scale=1e4)
     for name, weights in alone.items():
         if ".indexer." not in name:
