@@ -2,9 +2,8 @@
 
 Plain autograd would walk several [B, H, T, T] tensors from memory. Here a block of query rows, small enough
 for the cache, goes from index scores to selection, attention and loss in one visit; keys after the block are
-never touched, and rows that see no more than k tokens skip the indexer. Without gradients torch's fused
-attention does the products. The selection has no gradient; the indexer's is known as soon as its loss is, so
-the forward pass computes it and the backward pass scales it.
+never touched, and rows that see no more than k tokens skip the indexer. The selection has no gradient; the
+indexer's is known as soon as its loss is, so the forward pass computes it and the backward pass scales it.
 """
 
 import functools
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from policies.model.fused_attention import DROPPED, attend
 from policies.model.hashing import bucket_codes, bucket_votes, planes
 from policies.model.indexer import sum_heads
 from policies.model.selectors import NEVER, Selection, select_topk
@@ -24,11 +22,9 @@ from policies.model.selectors import NEVER, Selection, select_topk
 BLOCK_ROWS = 64
 BLOCK_FLOATS = 1 << 19
 """A block takes as many sequences as keep its attention matrices within so many floats."""
-FUSED_FLOATS = 1 << 21
-"""The same where fused attention makes no such matrices and all sequences are as long as each other: short
-ones would pay for the longest of their block."""
 KEPT_FLOATS = 1 << 26
 """Up to so many probabilities a layer are kept for the backward pass; beyond, it computes them again."""
+_DROPPED = 1e30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,9 +77,9 @@ class _Block:
     probs: Tensor | None = field(default=None)
 
 
-def _blocks(num_heads: int, lengths: list[int], floats: int) -> Iterator[_Block]:
+def _blocks(num_heads: int, lengths: list[int]) -> Iterator[_Block]:
     num_rows, length = len(lengths), max(lengths)
-    count = max(1, floats // (num_heads * min(BLOCK_ROWS, length) * length))
+    count = max(1, BLOCK_FLOATS // (num_heads * min(BLOCK_ROWS, length) * length))
     for row in range(0, num_rows, count):
         stop = min(row + count, num_rows)
         longest = max(lengths[row:stop])
@@ -105,25 +101,14 @@ class _BlockAttention(torch.autograd.Function):
             gradient = IndexParts(queries=d_queries, keys=d_keys, weights=d_weights)
         out = v.new_zeros(num_rows, heads, length, v.shape[-1])
         total = q.new_zeros(())
-        trained = any(ctx.needs_input_grad[1:4])
-        # Fused attention would compute its probabilities again in a backward pass: no time is gained.
-        fuse = not trained and plan.indexer_loss == "none" and q.device.type == "cpu"
-        floats = FUSED_FLOATS if fuse and plan.lengths is None else BLOCK_FLOATS
-        keep = trained and num_rows * heads * length * length // 2 <= KEPT_FLOATS
+        keep = any(ctx.needs_input_grad[1:4]) and num_rows * heads * length * length // 2 <= KEPT_FLOATS
         blocks = []
         record = _empty_record(plan, q) if plan.record else None
-        for block in _blocks(heads, plan.lengths or [length] * num_rows, floats):
+        for block in _blocks(heads, plan.lengths or [length] * num_rows):
             view = _View(block, (q, k), index, plan)
             block.chosen = _choose(view, plan)
             if record is not None:
                 _record(block, record)
-            if fuse:
-                rows, seen = slice(block.first, block.last), slice(0, block.last)
-                keys, values = k[block.rows, :, seen], v[block.rows, :, seen]
-                out[block.rows, :, rows] = attend(
-                    q[block.rows, :, rows], keys, values, block.chosen, plan.scale
-                )
-                continue
             probs = _softmax(block, _logits(block, q, k, plan), block.chosen)
             torch.matmul(
                 probs, v[block.rows, :, : block.last], out=out[block.rows, :, block.first : block.last]
@@ -205,7 +190,7 @@ def _softmax(block: _Block, logits: Tensor, chosen: Tensor | None) -> Tensor:
         logits[..., block.first :] += _future(block.last - block.first, logits.device)
     else:
         # 0 where chosen, else so low that its exponential is exactly 0: adding beats filling by a mask.
-        logits += chosen.to(logits.dtype).sub_(1.0).mul_(DROPPED)[:, None]
+        logits += chosen.to(logits.dtype).sub_(1.0).mul_(_DROPPED)[:, None]
     return logits.softmax(-1)
 
 

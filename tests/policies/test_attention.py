@@ -17,12 +17,12 @@ from policies.model.selectors import NEVER, SELECTORS, Selection, select_topk
 B, H, T, D, V, INDEX_HEADS, INDEX_DIM = 3, 2, 13, 6, 4, 2, 5
 
 
-def make_leaves(seed: int, value_dim: int = V) -> list[Tensor]:
+def make_leaves(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = [
         (B, H, T, D),
         (B, H, T, D),
-        (B, H, T, value_dim),
+        (B, H, T, V),
         (B, INDEX_HEADS, T, INDEX_DIM),
         (B, T, INDEX_DIM),
         (B, INDEX_HEADS, T, 1),
@@ -79,29 +79,6 @@ def test_blocks_equal_the_plain_definition(
         results.append([mixed, loss, *(torch.zeros(1) if g is None else g for g in grads)])
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs.to(ours.dtype), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("value_dim", [4, D, 8])
-@pytest.mark.parametrize("top_k", [None, 4])
-@pytest.mark.parametrize("lengths", [None, [5, 9, 13]])
-def test_fused_attention_equals_the_plain_definition(
-    value_dim: int, top_k: int | None, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK_ROWS", 4)
-    for name in ("BLOCK_FLOATS", "FUSED_FLOATS"):
-        monkeypatch.setattr(blockwise, name, 2 * H * 4 * T)  # 3 sequences: two, then one
-    fused = []
-    plain = blockwise.attend
-    monkeypatch.setattr(blockwise, "attend", lambda *a: fused.append(len(a[0])) or plain(*a))
-    how = Selection(selector=None if top_k is None else SELECTORS["lightning"], top_k=top_k or 0)
-    plan = AttentionPlan(scale=0.4, selection=how, lengths=lengths)
-    leaves = [leaf.detach() for leaf in make_leaves(0, value_dim)]
-    real = torch.arange(T) < torch.tensor(lengths or [T] * B)[:, None]
-    mixed, _, _ = block_attention(leaves[0], leaves[1], leaves[2], index_parts(leaves), plan)
-    expected = plain_attention(leaves, plan)[0]
-    shown = real[:, None, :, None]
-    assert torch.allclose(mixed * shown, expected * shown, rtol=1e-9, atol=1e-9)
-    assert set(fused) == {1, 2}
 
 
 def plain_heads(q: Tensor, kv: Tensor, k_rope: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor, Tensor]:
