@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import to_jsonable_python
 
 from rl.latency import Latency
@@ -17,6 +25,34 @@ Sharding = Literal["auto", "none", "full"]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """What pydantic would turn into something else, or what no path can hold."""
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("a truth value is no number")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("text may not hold a NUL character")
+        return value
+
+
+class _RepeatedKey(yaml.MarkedYAMLError):
+    pass
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice; the plain loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise _RepeatedKey(problem=f"{name} stands twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 class ModelSection(Section):
@@ -270,13 +306,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     `pipeline`. Raises ValueError with one line on any fault.
     """
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}; give a config file, such as configs/demo.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{path}{line}: not readable as YAML") from None
+        why = f": {error.problem}" if isinstance(error, _RepeatedKey) else ""
+        raise ValueError(f"{path}{line}: not readable as YAML{why}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: a config is a mapping of sections, got {type(fields).__name__}")
     for override in overrides:

@@ -48,6 +48,8 @@ def test_an_override_changes_one_field() -> None:
         ("rollout.tool_latency.sigma=.inf", "rollout.tool_latency.sigma: Input should be a finite number"),
         ("model.sizes.hidden_size=.nan", "model.sizes.hidden_size"),
         ("rl.levels=[]", "rl.levels"),
+        ("rl.steps=true", "rl.steps: a truth value is no number, got True"),
+        ('start="a\\0b"', "start: text may not hold a NUL character"),
         ("rl.steps=" + 2000 * "[", "not a YAML value"),
         ("rollout.dtype=float16", "rollout.dtype"),
         ("seed", "expected a.b=value"),
@@ -68,6 +70,8 @@ def test_a_wrong_field_is_one_line(override: str, message: str) -> None:
         ("- 1", "mapping"),
         ("", "mapping"),
         (2000 * "[", "not readable as YAML"),
+        ("seed: 1\nrl: {steps: 3}\nseed: 2", "line 3: not readable as YAML: seed stands twice"),
+        ("rl: {steps: 3, steps: 4}", "line 1: .*steps stands twice"),
         ("!!python/object/apply:os.system ['true']", "not readable"),
     ],
 )
