@@ -56,6 +56,8 @@ class Part:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     sizes: dict[str, Any]
+    indexer: dict[str, int]
+    """Its sizes from the warm-up on. As in DeepSeek-V3.2 it is new when the model has learnt densely."""
     dense: tuple[Part, ...]
     warm_up: tuple[Part, ...]
     sparse: tuple[Part, ...]
@@ -91,6 +93,7 @@ SIZES: dict[str, Any] = {
 RECIPES = {
     "retrieval": Recipe(
         sizes=SIZES,
+        indexer={"index_n_heads": 8, "index_head_dim": 32},
         dense=(
             Part(length=64, rows=64, steps=300),
             Part(length=256, rows=16, steps=200),
@@ -99,32 +102,43 @@ RECIPES = {
             Part(length=8192, rows=1, steps=24),
         ),
         warm_up=(
-            Part(length=64, rows=64, steps=150, ask_again=True),
-            Part(length=256, rows=16, steps=200, ask_again=True),
-            Part(length=1024, rows=4, steps=150, ask_again=True),
-            Part(length=4096, rows=1, steps=120, ask_again=True),
-            Part(length=8192, rows=1, steps=20, ask_again=True),
+            Part(length=64, rows=64, steps=400, ask_again=True),
+            Part(length=256, rows=16, steps=600, ask_again=True),
+            Part(length=1024, rows=4, steps=300, ask_again=True),
+            Part(length=4096, rows=1, steps=100, ask_again=True),
+            Part(length=8192, rows=1, steps=6, ask_again=True),
         ),
         sparse=(
-            Part(length=1024, rows=4, steps=30),
-            Part(length=4096, rows=1, steps=30),
-            Part(length=8192, rows=1, steps=16),
+            Part(length=1024, rows=4, steps=30, ask_again=True),
+            Part(length=4096, rows=1, steps=30, ask_again=True),
+            Part(length=8192, rows=1, steps=16, ask_again=True),
         ),
-        exams=((1024, 8), (4096, 6), (8192, 4)),
+        exams=((1024, 8), (4096, 12), (8192, 6)),
     ),
     "text": Recipe(
-        sizes=SIZES | {"hidden_size": 96, "intermediate_size": 256, "moe_intermediate_size": 96},
+        sizes=SIZES
+        | {
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 96,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 16,
+            "initializer_range": 0.02,
+        },
+        indexer={"index_n_heads": 4, "index_head_dim": 32},
         dense=(
-            Part(length=256, rows=16, steps=900),
-            Part(length=1024, rows=4, steps=200),
-            Part(length=2048, rows=2, steps=80),
+            Part(length=256, rows=16, steps=2000),
+            Part(length=1024, rows=4, steps=150),
+            Part(length=2048, rows=2, steps=60),
+            Part(length=4096, rows=1, steps=40),
         ),
         warm_up=(
             Part(length=256, rows=16, steps=150),
             Part(length=1024, rows=4, steps=60),
             Part(length=2048, rows=2, steps=30),
+            Part(length=4096, rows=1, steps=20),
         ),
-        sparse=(Part(length=2048, rows=2, steps=40),),
+        sparse=(Part(length=2048, rows=2, steps=20), Part(length=4096, rows=1, steps=30)),
         exams=((4096, 6),),
     ),
 }
@@ -134,7 +148,9 @@ def quick(recipe: Recipe) -> Recipe:
     """Checks the script, and compares nothing."""
     tiny = (Part(length=128, rows=2, steps=2),)
     sizes = recipe.sizes | {"index_topk": 16}
-    return Recipe(sizes=sizes, dense=tiny, warm_up=tiny, sparse=tiny, exams=((256, 1),))
+    return Recipe(
+        sizes=sizes, indexer=recipe.indexer, dense=tiny, warm_up=tiny, sparse=tiny, exams=((256, 1),)
+    )
 
 
 def make_task(name: str) -> Task:
@@ -145,6 +161,16 @@ def batches(task: Task, parts: tuple[Part, ...], rng: np.random.Generator) -> It
     for part in parts:
         for _ in range(part.steps):
             yield task.train_batch(part.rows, part.length, rng, ask_again=part.ask_again)
+
+
+def with_indexer(model: WorldsmithForCausalLM, sizes: dict[str, int]) -> WorldsmithForCausalLM:
+    """The same model with a new indexer."""
+    config = ModelConfig.from_dict(model.config.to_dict() | sizes)
+    changed = WorldsmithForCausalLM(config)
+    kept = {name: values for name, values in model.state_dict().items() if ".indexer." not in name}
+    missing, surplus = changed.load_state_dict(kept, strict=False)
+    assert surplus == [] == [name for name in missing if ".indexer." not in name]
+    return changed
 
 
 def train(
@@ -234,7 +260,8 @@ class Study:
         else:
             self._skip("pre-training")
         if not (self.out / f"{self.name}-model").exists():
-            model = load_model(self.out / f"{self.name}-dense-model")
+            torch.manual_seed(self.seed)
+            model = with_indexer(load_model(self.out / f"{self.name}-dense-model"), self.recipe.indexer)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(".indexer." in name)
             self._train(model, "warm-up", self.recipe.warm_up, share=1.0, indexer="warm-up")

@@ -21,7 +21,7 @@ from benchmarks.selector_tasks import (
     Text,
     library_files,
 )
-from benchmarks.selectors import INDEXER_RATE, RECIPES, WARM_UP_RATE, main, train
+from benchmarks.selectors import INDEXER_RATE, RECIPES, WARM_UP_RATE, main, train, with_indexer
 from policies.model.config import tiny_config
 from policies.model.decoder import WorldsmithForCausalLM
 from policies.model.rotary import rotary_tables, rotate_neighbours
@@ -167,6 +167,15 @@ def test_the_indexers_rate_falls_in_the_warm_up_alone(
         rates += [g["lr"] for g in groups if all(".indexer." in names[p] for p in g["params"])]
     assert rates[0] == pytest.approx(first)
     assert rates[-1] == pytest.approx(first * last)  # the last of 6 steps: 1 - 0.9 x 4 / 5
+
+
+def test_a_new_indexer_leaves_the_rest_as_it_was() -> None:
+    model, ids = tiny("dense"), row(64).batch.input_ids_BT
+    changed = with_indexer(model, {"index_n_heads": 6, "index_head_dim": 24}).eval()
+    assert changed.state_dict()["model.layers.1.self_attn.indexer.wq_b.weight"].shape[0] == 6 * 24
+    assert (changed.config.token_selector, changed.config.index_topk) == ("dense", 8)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, changed(ids).logits)
 
 
 def test_sums_of_rows_count_each_target_once() -> None:
