@@ -191,7 +191,8 @@ def _softmax(block: _Block, logits: Tensor, chosen: Tensor | None) -> Tensor:
     else:
         # 0 where chosen, else so low that its exponential is exactly 0: adding beats filling by a mask.
         logits += chosen.to(logits.dtype).sub_(1.0).mul_(_DROPPED)[:, None]
-    return logits.softmax(-1)
+    # In place: a fresh tensor of this size costs more than the softmax, as its pages are new to the process.
+    return torch.softmax(logits, -1, out=logits)
 
 
 class _View:
