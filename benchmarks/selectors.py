@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,7 @@ def quick(recipe: Recipe) -> Recipe:
     """Checks the script, and compares nothing."""
     tiny = (Part(length=128, rows=2, steps=2),)
     sizes = recipe.sizes | {"index_topk": 16}
-    return Recipe(
-        sizes=sizes, indexer=recipe.indexer, dense=tiny, warm_up=tiny, sparse=tiny, exams=((256, 1),)
-    )
+    return replace(recipe, sizes=sizes, dense=tiny, warm_up=tiny, sparse=tiny, exams=((256, 1),))
 
 
 def make_task(name: str) -> Task:

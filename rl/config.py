@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -29,9 +29,11 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _plain(cls, value: Any, info: ValidationInfo) -> Any:
-        """What pydantic would turn into something else, or what no path can hold."""
-        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
-        if isinstance(value, bool) and annotation is not bool:
+        """What pydantic would make a number of, or what no path can hold."""
+        assert info.field_name is not None
+        annotation = cls.model_fields[info.field_name].annotation
+        numeric = {int, float} & {annotation, *get_args(annotation)}
+        if numeric and any(isinstance(x, bool) for x in (value if isinstance(value, list) else [value])):
             raise ValueError("a truth value is no number")
         if isinstance(value, str) and "\0" in value:
             raise ValueError("text may not hold a NUL character")
@@ -45,20 +47,22 @@ class _RepeatedKey(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """Refuses a key that a mapping has twice; the plain loader takes the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # As it was written: once it is constructed, what `<<` took over stands among its keys.
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
                 raise _RepeatedKey(problem=f"{name} stands twice", problem_mark=key.start_mark)
             seen.add(name)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 class ModelSection(Section):
     """Sizes of the policy, by transformers' `deepseek_v32` keys; what is not named is the tiny model's."""
 
-    sizes: dict[str, int | float | str] = Field(default_factory=dict)
+    sizes: dict[str, bool | int | float | str] = Field(default_factory=dict)
     max_pieces: int = Field(default=2000, ge=0)
     """Tokens that the tokenizer may learn beyond the 256 bytes and the control tokens."""
 
@@ -356,7 +360,7 @@ def _apply(fields: dict[str, Any], override: str) -> None:
     if not isinstance(here, dict):
         raise ValueError(f"--set {override}: {name} is not inside a section")
     try:
-        here[last] = yaml.safe_load(value)
+        here[last] = yaml.load(value, Loader=_Loader)
     except (yaml.YAMLError, RecursionError):
         raise ValueError(f"--set {override}: {value!r} is not a YAML value") from None
 

@@ -49,6 +49,10 @@ def test_an_override_changes_one_field() -> None:
         ("model.sizes.hidden_size=.nan", "model.sizes.hidden_size"),
         ("rl.levels=[]", "rl.levels"),
         ("rl.steps=true", "rl.steps: a truth value is no number, got True"),
+        ("rl.levels=[1, true]", "rl.levels: a truth value is no number"),
+        ("rl.loss.off_policy_delta=true", "rl.loss.off_policy_delta: a truth value is no number"),
+        ("corpus=true", "corpus: Input should be a valid string"),
+        ("rl.loss={clip_low: 0.1, clip_low: 0.2}", "is not a YAML value"),
         ('start="a\\0b"', "start: text may not hold a NUL character"),
         ("rl.steps=" + 2000 * "[", "not a YAML value"),
         ("rollout.dtype=float16", "rollout.dtype"),
@@ -81,6 +85,13 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, message
     with pytest.raises(ValueError, match=message) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_key_may_stand_again_where_another_mapping_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {k: 1}\nx: {inner: &b {<<: *a, k: 2}}\ny: {<<: *b, z: 3}\n")
+    with pytest.raises(ValueError, match="corpus: Field required"):  # read, and then no config
+        load_config(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
